@@ -1,0 +1,1 @@
+"""What things are: frozen types, the seams, errors and config. Standard library only, no I/O."""

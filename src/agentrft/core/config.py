@@ -1,0 +1,218 @@
+"""Every setting, as frozen data with units. Defaults are recipes that have been run.
+
+Only edges parse these from files (`store/codec.py`); unknown keys are errors there.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one rollout may use before it is stopped; the reason is recorded."""
+
+    max_turns: int = 8
+    """Model calls."""
+    max_tool_calls: int = 16
+    max_tokens: int = 1024
+    """Sampled tokens over all turns."""
+    max_turn_tokens: int = 256
+    """Sampled tokens in one turn."""
+    max_context_tokens: int = 4096
+    """Prompt, history and answer together; also bounds the engine's cache."""
+    timeout_s: float = 300.0
+    """Wall clock of one rollout, tools included."""
+    tool_timeout_s: float = 600.0
+    """Wall clock of one tool call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How tokens are drawn."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Share of probability mass kept, (0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """The embedded engine."""
+
+    max_sequences: int = 64
+    """Sequences decoded together; more wait in line."""
+    cached_sequences: int = 0
+    """Cache rows kept for reuse beside the running ones; 0 picks as many as `max_sequences`."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """`auto` is bfloat16 where the processor multiplies it natively, else float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    """CPU threads of the tensor library; 0 takes the physical cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """Which weights train: a low-rank adapter (default) or all of them."""
+
+    kind: Literal["lora", "full"] = "lora"
+    rank: int = 16
+    alpha: float = 32.0
+    """Scale of the adapter is alpha / rank."""
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    """Names of the linear layers that get an adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizer:
+    """AdamW with linear warm-up, then constant."""
+
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 2
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Policy gradient on the ratio to behaviour logprobs, asymmetric clip, no reference KL."""
+
+    clip_low: float = 0.2
+    """The ratio counts down to 1 - clip_low."""
+    clip_high: float = 0.28
+    """The ratio counts up to 1 + clip_high."""
+    sequence_log_ratio_bound: float = 2.0
+    """A sample whose mean absolute log-ratio per action token exceeds this is masked out, in nats."""
+    tokens_per_sequence: float = 64.0
+    """Constant that normalises the token sum, so that long answers weigh no less per token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerConfig:
+    """Everything the trainer needs besides samples."""
+
+    adapter: Adapter = field(default_factory=Adapter)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    loss: Loss = field(default_factory=Loss)
+    micro_batch_tokens: int = 8192
+    """Tokens, padding included, that pass through the model at once."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Compute type; master weights of whatever trains are float32 always."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    """CPU threads of the tensor library; 0 takes the physical cores."""
+    deterministic: bool = False
+    """Bit-for-bit equal runs on CPU, slower."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisedConfig:
+    """Imitate demonstrations."""
+
+    steps: int = 30
+    batch_size: int = 8
+    """Demonstrations per optimizer step."""
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(optimizer=Optimizer(learning_rate=5e-4))
+    )
+    checkpoint_interval: int = 10
+    """Steps between checkpoints; the last step always writes one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReinforcementConfig:
+    """Group-relative policy gradient on graded rollouts."""
+
+    steps: int = 40
+    tasks_per_step: int = 8
+    group_size: int = 8
+    """Rollouts per task."""
+    temperature: float = 1.0
+    """Of training rollouts; evaluation uses the spec's own."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint_interval: int = 5
+    """Steps between checkpoints; the last step always writes one."""
+    validation_interval: int = 0
+    """Steps between evaluations on the validation split; 0 never."""
+    validation_tasks: int = 50
+    identity_bound: float = 0.05
+    """Largest mean absolute difference between sampler and trainer canary logprobs, in nats."""
+    max_storm_steps: int = 3
+    """Steps in a row that lose half their groups to infrastructure before the run pauses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """Measure a policy on a split."""
+
+    samples_per_task: int = 1
+    temperature: float = 0.0
+    tasks: int = 0
+    """How many tasks of the split, in file order; 0 takes all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpTool:
+    """A tool reached by URL (fine-tuning contract, agentic extension)."""
+
+    name: str
+    server_url: str
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    description: str = ""
+    parameters: dict[str, object] = field(default_factory=dict[str, object])
+    """JSON schema; a dataset row's own `tools` entry of the same name wins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFiles:
+    """Where a project keeps its rows, relative to the project folder."""
+
+    train: str = "train.jsonl"
+    validation: str = "validation.jsonl"
+    holdout: str = "holdout.jsonl"
+    demonstrations: str = ""
+    """Conversations to imitate before reinforcement; empty skips the warm start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Methods:
+    """Settings of every method, as one preset."""
+
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    reinforcement: ReinforcementConfig = field(default_factory=ReinforcementConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectConfig:
+    """`agent.toml`."""
+
+    name: str
+    model: str = "smollm2-135m"
+    """Registry name, local folder or hub id."""
+    environment: str = ""
+    """`file.py:Class`, relative to the project folder."""
+    system: str = ""
+    """File with the system text, relative to the project folder; empty for none."""
+    tools: tuple[HttpTool, ...] = ()
+    grader: dict[str, object] = field(default_factory=dict[str, object])
+    """Grader object of the contract; empty means the environment's own `grade`."""
+    pass_threshold: float = 0.999
+    """Score from which a rollout counts as solved in pass@1, pass@k and pass^k."""
+    data: DataFiles = field(default_factory=DataFiles)
+    limits: Limits = field(default_factory=Limits)
+    decoding: Decoding = field(default_factory=Decoding)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    methods: Methods = field(default_factory=Methods)
+    presets: dict[str, Methods] = field(default_factory=dict[str, Methods])
+    """Named alternatives to `methods`, e.g. `quick`."""
