@@ -65,6 +65,16 @@ class Task:
             raise KeyError(f"task {self.id!r} has no field {key!r}; its fields: {known}") from None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """A conversation to imitate, tool calls and results included; the last message is the assistant's."""
+
+    id: str
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    family: str = ""
+
+
 def content_id(row: Mapping[str, Any]) -> str:
     """Return an id that is the same in every run for a row that gives none: 16 hex digits."""
     text = json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
