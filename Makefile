@@ -1,0 +1,49 @@
+# Every target makes its own environment: `make demo` on a fresh clone needs python3 and nothing else.
+PYTHON ?= python3
+# torch comes first and alone, so that nothing pulls another build of it. On a machine without a GPU
+# outside a pre-built environment: make setup TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_OPTIONS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# GNU OpenMP spins while it waits; two busy processes on two cores would slow each other tenfold.
+export OMP_WAIT_POLICY ?= passive
+unexport HF_HUB_OFFLINE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test learning check format clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## Make .venv with everything, at the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(BIN)/pip install --quiet $(TORCH_OPTIONS) $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+demo: $(STAMP) ## Improve the support desk agent: base, warm start, reinforcement, one report
+	$(BIN)/agentrft improve examples/support_desk
+
+test: $(STAMP) ## Run the tests (under 10 minutes)
+	$(BIN)/python -m pytest -m "not slow"
+
+learning: $(STAMP) ## Run the slow learning suites
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP) ## Lint, format, types, arrows between rooms, spelling
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/typos
+
+format: $(STAMP) ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove the environment and caches
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
