@@ -1,0 +1,220 @@
+"""The store over SQLite. Listings read summary columns; whole records are compressed JSON."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, select
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import IntegrityError
+
+from agentrft.core.errors import StoreError
+from agentrft.core.grade import Outcome
+from agentrft.core.policy import Checkpoint
+from agentrft.core.protocols import Page
+from agentrft.core.run import Event, Record, RolloutRecord, Run, Split, StepMetrics
+from agentrft.core.trajectory import StopReason
+from agentrft.store import schema
+from agentrft.store.codec import from_json, to_json
+from agentrft.store.database import Database
+from agentrft.store.listing import Listing, TrajectorySummary, summary_of
+
+R = TypeVar("R", bound=Record)
+
+_SUMMARY_COLUMNS = [c for c in schema.trajectories.c if c.name != "run_id"]
+
+
+class SqlStore:
+    """`RunStore` in one database file; every call is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put_run(self, run: Run) -> None:
+        """Insert a run or replace the row of the same id."""
+        columns = {
+            "id": run.id,
+            "project": run.project,
+            "method": run.method.value,
+            "status": run.status.value,
+            "created_at": run.created_at,
+            "record": to_json(run),
+        }
+        project = sqlite.insert(schema.projects).values(name=run.project, created_at=run.created_at)
+        row = sqlite.insert(schema.runs).values(columns)
+        with self._database.writing() as connection:
+            connection.execute(project.on_conflict_do_nothing())
+            connection.execute(row.on_conflict_do_update(index_elements=["id"], set_=columns))
+
+    def run(self, run_id: str) -> Run:
+        """Return one run. Raises StoreError if there is none of this id."""
+        query = select(schema.runs.c.record).where(schema.runs.c.id == run_id)
+        with self._database.reading() as connection:
+            record = connection.execute(query).scalar()
+        if record is None:
+            raise _no_run(run_id)
+        return from_json(Run, record)
+
+    def runs(self, project: str | None = None, *, after: int = 0, limit: int = 100) -> Listing[Run]:
+        """List runs, newest first."""
+        table = schema.runs
+        query = select(table.c.sequence, table.c.record).order_by(table.c.sequence.desc())
+        if project is not None:
+            query = query.where(table.c.project == project)
+        if after:
+            query = query.where(table.c.sequence < after)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.limit(limit + 1)).all()
+        shown = rows[:limit]
+        return Listing(
+            items=tuple(from_json(Run, row.record) for row in shown),
+            last=shown[-1].sequence if shown else after,
+            has_more=len(rows) > limit,
+        )
+
+    def append(self, run_id: str, records: Sequence[Record]) -> None:
+        """Append records in one transaction: all or none.
+
+        Raises StoreError for an unknown run or a step that already has its metrics or checkpoint.
+        """
+        with self._database.writing() as connection:
+            if not _exists(connection, run_id):
+                raise _no_run(run_id)
+            for record in records:
+                try:
+                    _insert(connection, run_id, record)
+                except IntegrityError as error:
+                    raise _second_result(run_id, record) from error
+
+    def read(self, run_id: str, kind: type[R], *, after: int = 0, limit: int = 100) -> Page[R]:
+        """Read records of one kind in append order."""
+        table = _table(kind)
+        query = select(table.c.sequence)
+        if table is schema.trajectories:
+            bodies = schema.trajectory_bodies
+            query = query.add_columns(bodies.c.record).join(bodies)
+        else:
+            query = query.add_columns(table.c.record)
+        query = query.where(table.c.run_id == run_id, table.c.sequence > after)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(table.c.sequence).limit(limit + 1)).all()
+        shown = rows[:limit]
+        return Page(
+            items=tuple(_decode(kind, row.record) for row in shown),
+            last=shown[-1].sequence if shown else after,
+            has_more=len(rows) > limit,
+        )
+
+    def trajectories(
+        self,
+        run_id: str,
+        *,
+        stage: str | None = None,
+        split: Split | None = None,
+        after: int = 0,
+        limit: int = 100,
+    ) -> Listing[TrajectorySummary]:
+        """List a run's trajectories in append order without reading their tokens."""
+        table = schema.trajectories
+        wanted: list[ColumnElement[bool]] = [table.c.run_id == run_id, table.c.sequence > after]
+        if stage is not None:
+            wanted.append(table.c.stage == stage)
+        if split is not None:
+            wanted.append(table.c.split == split)
+        query = select(*_SUMMARY_COLUMNS).where(*wanted).order_by(table.c.sequence)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.limit(limit + 1)).mappings().all()
+        shown = tuple(_summary(row) for row in rows[:limit])
+        return Listing(
+            items=shown,
+            last=shown[-1].record_id if shown else after,
+            has_more=len(rows) > limit,
+        )
+
+    def trajectory(self, record_id: int) -> RolloutRecord:
+        """Return one whole record. Raises StoreError if there is none of this id."""
+        bodies = schema.trajectory_bodies
+        query = select(bodies.c.record).where(bodies.c.sequence == record_id)
+        with self._database.reading() as connection:
+            record = connection.execute(query).scalar()
+        if record is None:
+            raise StoreError(f"no trajectory {record_id} in this home")
+        return _decode(RolloutRecord, record)
+
+    def latest_checkpoint(self, run_id: str) -> Checkpoint | None:
+        """Return the checkpoint of the highest step."""
+        table = schema.checkpoints
+        query = select(table.c.record).where(table.c.run_id == run_id)
+        with self._database.reading() as connection:
+            record = connection.execute(query.order_by(table.c.step.desc()).limit(1)).scalar()
+        return None if record is None else _decode(Checkpoint, record)
+
+    def rewind(self, run_id: str, step: int) -> Mapping[str, int]:
+        """Remove every record of a later step, for resuming; return how many of each kind."""
+        tables = (schema.events, schema.metrics, schema.checkpoints, schema.trajectories)
+        removed: dict[str, int] = {}
+        with self._database.writing() as connection:
+            for table in tables:
+                late = (table.c.run_id == run_id) & (table.c.step > step)
+                removed[table.name] = connection.execute(delete(table).where(late)).rowcount
+        return removed
+
+
+def _exists(connection: Connection, run_id: str) -> bool:
+    query = select(func.count()).select_from(schema.runs).where(schema.runs.c.id == run_id)
+    return bool(connection.execute(query).scalar())
+
+
+def _insert(connection: Connection, run_id: str, record: Record) -> None:
+    columns: dict[str, Any] = {"run_id": run_id, "step": record.step}
+    body = {"record": zlib.compress(to_json(record))}
+    match record:
+        case RolloutRecord():
+            line = asdict(summary_of(0, record))
+            del line["record_id"]
+            row = insert(schema.trajectories).values(columns | line)
+            sequence = connection.execute(row.returning(schema.trajectories.c.sequence)).scalar()
+            connection.execute(
+                insert(schema.trajectory_bodies).values(body | {"sequence": sequence})
+            )
+        case Event():
+            columns["level"] = record.level
+            connection.execute(insert(schema.events).values(columns | body))
+        case StepMetrics() | Checkpoint():
+            connection.execute(insert(_table(type(record))).values(columns | body))
+
+
+def _table(kind: type[Record]) -> Table:
+    if kind is Event:
+        return schema.events
+    if kind is StepMetrics:
+        return schema.metrics
+    if kind is Checkpoint:
+        return schema.checkpoints
+    return schema.trajectories
+
+
+def _decode(kind: type[R], body: bytes) -> R:
+    return from_json(kind, zlib.decompress(body))
+
+
+def _summary(row: Mapping[Any, Any]) -> TrajectorySummary:
+    columns = dict(row)
+    return TrajectorySummary(
+        record_id=columns.pop("sequence"),
+        outcome=Outcome(columns.pop("outcome")),
+        stop_reason=StopReason(columns.pop("stop_reason")),
+        **columns,
+    )
+
+
+def _no_run(run_id: str) -> StoreError:
+    return StoreError(f"no run {run_id!r} in this home; list them or check --home")
+
+
+def _second_result(run_id: str, record: Record) -> StoreError:
+    return StoreError(
+        f"run {run_id!r} already has a {type(record).__name__} of step {record.step}; "
+        "each step has one result, rewind the run before repeating it"
+    )
