@@ -40,6 +40,7 @@ ONLY_IN = {
     "transformers": ("training/", "inference/"),
     "peft": ("training/",),
     "pydantic": ("store/",),
+    "pydantic_core": ("store/",),
     "sqlalchemy": ("store/",),
     "alembic": ("store/",),
 }
