@@ -39,8 +39,8 @@ ONLY_IN = {
     "torch": ("training/", "inference/embedded/"),
     "transformers": ("training/", "inference/"),
     "peft": ("training/",),
-    "pydantic": ("store/",),
-    "pydantic_core": ("store/",),
+    "pydantic": ("store/", "rollout/tools.py"),
+    "pydantic_core": ("store/", "rollout/tools.py"),
     "sqlalchemy": ("store/",),
     "alembic": ("store/",),
 }
