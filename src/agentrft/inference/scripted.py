@@ -1,0 +1,74 @@
+"""A sampler that replays tokens: every pipeline runs through it in milliseconds, without a model."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from agentrft.core.errors import SamplerError
+from agentrft.core.policy import Weights
+from agentrft.core.protocols import Completion, SampleRequest
+from agentrft.core.trajectory import FinishReason
+
+Script = Sequence[Sequence[int]] | Callable[[SampleRequest], Sequence[int]]
+
+
+class ScriptedSampler:
+    """Answers the n-th request with the n-th entry of a list, or each with a function of it.
+
+    Keeps every request in `requests`. Answers end at the first stop token and at `max_tokens`;
+    `before` runs first, so that a test decides when an answer comes or that it fails.
+
+    >>> import asyncio
+    >>> sampler = ScriptedSampler([(5, 6, 2, 7)])
+    >>> request = SampleRequest(prompt_ids=(1,), max_tokens=8, stop_token_ids=(2,))
+    >>> asyncio.run(sampler.sample(request)).token_ids
+    (5, 6, 2)
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        *,
+        logprob: float = -0.5,
+        before: Callable[[SampleRequest], Awaitable[None]] | None = None,
+    ) -> None:
+        self.requests: list[SampleRequest] = []
+        self.version = 0
+        self._script = script
+        self._logprob = logprob
+        self._before = before
+
+    async def sample(self, request: SampleRequest) -> Completion:
+        """Return the scripted answer; raises SamplerError when the script has no more."""
+        number = len(self.requests)
+        self.requests.append(request)
+        first_version = self.version
+        if self._before is not None:
+            await self._before(request)
+        if callable(self._script):
+            answer = tuple(self._script(request))
+        elif number < len(self._script):
+            answer = tuple(self._script[number])
+        else:
+            raise SamplerError(f"the script has {len(self._script)} answers, one more was asked")
+        stops = (n for n, token in enumerate(answer) if token in request.stop_token_ids)
+        end = next(stops, None)
+        stopped = end is not None and end < request.max_tokens
+        token_ids = answer[
+            : request.max_tokens if end is None else min(end + 1, request.max_tokens)
+        ]
+        # An answer that the script ends by itself counts as stopped, as with an empty stop list.
+        cut = not stopped and len(answer) >= request.max_tokens
+        return Completion(
+            token_ids=token_ids,
+            logprobs=(self._logprob,) * len(token_ids),
+            finish_reason=FinishReason.LENGTH if cut else FinishReason.STOP,
+            first_version=first_version,
+            last_version=self.version,
+        )
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the constant log-probability for every token after the first."""
+        return [[self._logprob] * max(0, len(sequence) - 1) for sequence in sequences]
+
+    async def load(self, weights: Weights) -> None:
+        """Take over the version; tensors are not looked at."""
+        self.version = weights.version
