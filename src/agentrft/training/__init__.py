@@ -1,0 +1,1 @@
+"""Samples in, checkpoint out. Importing the room loads nothing; the trainer's modules load torch."""

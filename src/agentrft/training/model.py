@@ -1,0 +1,154 @@
+"""A causal language model from a folder, and its forward over a micro-batch.
+
+Shapes: as in `pack.py`, and E hidden width, V vocabulary.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from agentrft.core.errors import ModelError, boundary
+from agentrft.training import attention
+from agentrft.training.pack import MicroBatch
+from agentrft.training.projection import action_logprobs
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageModel:
+    """A model split where training needs it: everything below the vocabulary, and the projection."""
+
+    causal: Any
+    """The transformers model."""
+    backbone: nn.Module
+    head: nn.Module
+    shares_prefixes: bool
+    """Whether its attention can run over a token tree."""
+
+    def logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Return log-probability and entropy of each action token, (A,) each, float32, nats."""
+        hidden_TE = self._tree_hidden(batch) if self.shares_prefixes else self._padded_hidden(batch)
+        return action_logprobs(
+            hidden_TE.index_select(0, batch.predictor_A),
+            self.head.weight,
+            self.head.bias,
+            batch.target_A,
+            batch.temperatures_A,
+        )
+
+    def _tree_hidden(self, batch: MicroBatch) -> Tensor:
+        output = self.backbone(
+            input_ids=batch.token_ids_T[None],
+            position_ids=batch.position_ids_T[None],
+            use_cache=False,
+            tree=batch,
+        )
+        return output.last_hidden_state[0]
+
+    def _padded_hidden(self, batch: MicroBatch) -> Tensor:
+        """Rows are whole samples here, as `pack(share=False)` lays them out."""
+        rows, longest = batch.query_RS.shape
+        real_RS = torch.zeros(rows * longest, dtype=torch.long, device=batch.query_RS.device)
+        real_RS[batch.unpad_U] = 1
+        output = self.backbone(
+            input_ids=batch.token_ids_T[batch.query_RS],
+            attention_mask=real_RS.view(rows, longest),
+            use_cache=False,
+        )
+        return output.last_hidden_state.flatten(0, 1).index_select(0, batch.unpad_U)
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+    """Load a causal LM of transformers in the compute type. Raises ModelError."""
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    with boundary(ModelError, f"model {folder.name!r}: cannot be loaded from {folder}"):
+        causal = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    causal.to(device)
+    causal.train()
+    head = causal.get_output_embeddings()
+    if head is None or causal.base_model is causal:
+        raise ModelError(
+            f"model {folder.name!r}: its family {causal.config.model_type!r} does not separate the "
+            "vocabulary projection; training supports Llama-, Qwen- and similarly built models"
+        )
+    shares_prefixes = _all_attention_is_full(causal)
+    if shares_prefixes:
+        causal.set_attn_implementation(attention.NAME)
+    return LanguageModel(
+        causal=causal, backbone=causal.base_model, head=head, shares_prefixes=shares_prefixes
+    )
+
+
+def _all_attention_is_full(causal: Any) -> bool:
+    config = causal.config.to_dict()
+    kinds = set(config.get("layer_types") or ["full_attention"])
+    windowed = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
+    return bool(
+        causal._supports_attention_backend  # the public name of this switch is the config's
+        and kinds == {"full_attention"}
+        and not windowed
+        and not config.get("attn_logit_softcapping")
+    )
+
+
+def stored_tensors(
+    folder: Path, names: set[str] | None = None, *, pattern: str = "model*.safetensors"
+) -> dict[str, Tensor]:
+    """Read tensors of a folder as they are stored, all or the named ones. Raises ModelError."""
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise ModelError(f"model {folder.name!r}: {folder} has no model.safetensors; convert it")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():
+                    if names is None or name in names:
+                        tensors[name] = opened.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"model file {file} cannot be read: {error}; fetch it again"
+            ) from error
+    return tensors
+
+
+def compute_dtype(
+    wanted: Literal["auto", "bfloat16", "float32"], device: torch.device
+) -> torch.dtype:
+    """Resolve `auto`: bfloat16 where the processor multiplies it natively, else float32."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # Without these instructions oneDNN emulates bfloat16 and float32 is faster.
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def compute_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Resolve `auto`: a CUDA device if there is one. Raises ModelError if a wanted one is missing."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("trainer.device is 'cuda' but no CUDA device is visible; use 'auto'")
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return free memory of the device; for the CPU what the kernel says is available."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

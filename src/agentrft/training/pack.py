@@ -1,0 +1,208 @@
+"""Samples to micro-batches. Token sequences become a tree: what several samples begin with is kept
+once, so it is computed once, and no linear layer sees padding. Knows tokens, not models.
+
+Shapes: T tokens of the tree, R branches below its root, S longest branch, K longest branch with its
+ancestors below the root, U tokens below the root, A action tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from agentrft.core.sample import Sample
+
+SMALLEST_SHARED_TOKENS = 16
+"""Shorter common beginnings are repeated: a branch of their own would cost more than it saves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Samples that pass through the model together.
+
+    Tokens lie branch by branch, the root first. The root is what all samples share, maybe nothing.
+    """
+
+    token_ids_T: Tensor
+    position_ids_T: Tensor
+    query_RS: Tensor
+    """Place of each token of a branch; padding repeats the branch's first token."""
+    key_RK: Tensor
+    """Places a branch may look at below the root, ancestors first; padding repeats the first."""
+    visible_RSK: Tensor
+    """Whether the query may look at the key."""
+    unpad_U: Tensor
+    """Which of the R*S queries are no padding, in token order."""
+    predictor_A: Tensor
+    """Place of the token whose hidden state predicts the action token; may lie in a shared branch."""
+    target_A: Tensor
+    behavior_logprobs_A: Tensor
+    advantages_A: Tensor
+    temperatures_A: Tensor
+    sample_A: Tensor
+    """Which sample the action token belongs to, an index into `order`."""
+    root_tokens: int
+    order: tuple[int, ...]
+    """Places of these samples in the sequence that was packed."""
+    sample_tokens: int
+    """Tokens of the samples before sharing."""
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that pass through the model."""
+        return self.token_ids_T.numel()
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """Return a copy with every tensor on the device."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return MicroBatch(
+            **{
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in values.items()
+            }
+        )
+
+
+def pack(
+    samples: Sequence[Sample], *, budget_tokens: int, share: bool = True
+) -> Iterator[MicroBatch]:
+    """Yield micro-batches of at most `budget_tokens` computed tokens, neighbours sharing prefixes.
+
+    A sample longer than the budget travels alone. Without `share` every sample is a branch of its
+    own, and the budget counts the padding to the longest.
+    """
+    order = sorted(range(len(samples)), key=lambda place: samples[place].token_ids)
+    chosen: list[int] = []
+    used = longest = 0
+    for place in order:
+        ids = samples[place].token_ids
+        longest = max(longest, len(ids))
+        if share:
+            repeated = _common(samples[chosen[-1]].token_ids, ids) if chosen else 0
+            used += len(ids) - (repeated if repeated >= SMALLEST_SHARED_TOKENS else 0)
+        else:
+            used = longest * (len(chosen) + 1)
+        if chosen and used > budget_tokens:
+            yield _micro_batch(samples, chosen, share=share)
+            chosen = []
+            used = longest = len(ids)
+        chosen.append(place)
+    if chosen:
+        yield _micro_batch(samples, chosen, share=share)
+
+
+class _Tree:
+    """Flat tokens under construction, grown depth first."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.position_ids: list[int] = []
+        self.branches: list[tuple[int, list[int]]] = []
+        """How many tokens a branch adds, and the places from the root to its end."""
+        self.paths: list[list[int]] = []
+        """Places of each sequence's tokens."""
+
+    def add(self, ids: Sequence[int], start: int, path: list[int]) -> list[int]:
+        """Add a branch that continues `path` at position `start`; return the longer path."""
+        first = len(self.token_ids)
+        self.token_ids += ids
+        self.position_ids += range(start, start + len(ids))
+        path = [*path, *range(first, first + len(ids))]
+        self.branches.append((len(ids), path))
+        return path
+
+    def grow(self, sequences: Sequence[tuple[int, ...]], start: int, path: list[int]) -> None:
+        """Add sorted sequences, of which `path` holds everything before position `start`."""
+        first, last = sequences[0], sequences[-1]
+        end = _common(first, last)
+        if first == last or end - start >= SMALLEST_SHARED_TOKENS:
+            path = self.add(first[start:end], start, path) if end > start else path
+            start = end
+        if first == last:
+            self.paths += [path] * len(sequences)
+            return
+        for _, same in groupby(sequences, key=lambda ids: ids[end : end + 1]):
+            self.grow(list(same), start, path)
+
+
+def _micro_batch(samples: Sequence[Sample], order: Sequence[int], *, share: bool) -> MicroBatch:
+    sequences = [samples[place].token_ids for place in order]
+    tree = _Tree()
+    root_tokens = 0
+    if share:
+        tree.grow(sequences, 0, [])
+        if all(path[0] == 0 for path in tree.paths):
+            root_tokens, _ = tree.branches.pop(0)
+    else:
+        tree.paths = [tree.add(ids, 0, []) for ids in sequences]
+    query_RS, key_RK, visible_RSK, unpad_U = _branch_places(tree.branches, root_tokens)
+    actions = [
+        (path[position - 1], index, place, position)
+        for index, (place, path) in enumerate(zip(order, tree.paths, strict=True))
+        for position, action in enumerate(samples[place].action_mask)
+        if action
+    ]
+    return MicroBatch(
+        token_ids_T=torch.tensor(tree.token_ids),
+        position_ids_T=torch.tensor(tree.position_ids),
+        query_RS=query_RS,
+        key_RK=key_RK,
+        visible_RSK=visible_RSK,
+        unpad_U=unpad_U,
+        predictor_A=torch.tensor([predictor for predictor, _, _, _ in actions], dtype=torch.long),
+        target_A=torch.tensor(
+            [samples[place].token_ids[position] for _, _, place, position in actions],
+            dtype=torch.long,
+        ),
+        behavior_logprobs_A=torch.tensor(
+            [samples[place].behavior_logprobs[position] for _, _, place, position in actions],
+            dtype=torch.float32,
+        ),
+        advantages_A=torch.tensor(
+            [samples[place].advantages[position] for _, _, place, position in actions],
+            dtype=torch.float32,
+        ),
+        temperatures_A=torch.tensor(
+            [samples[place].temperature for _, _, place, _ in actions], dtype=torch.float32
+        ),
+        sample_A=torch.tensor([index for _, index, _, _ in actions], dtype=torch.long),
+        root_tokens=root_tokens,
+        order=tuple(order),
+        sample_tokens=sum(map(len, sequences)),
+    )
+
+
+def _branch_places(
+    branches: Sequence[tuple[int, list[int]]], root_tokens: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return query_RS, key_RK, visible_RSK and unpad_U of the branches below the root."""
+    queries = [path[-own:] for own, path in branches]
+    keys = [path[root_tokens:] for _, path in branches]
+    longest_query = max(map(len, queries), default=0)
+    longest_key = max(map(len, keys), default=0)
+    query_RS = torch.tensor(
+        [[*places, *[places[0]] * (longest_query - len(places))] for places in queries],
+        dtype=torch.long,
+    ).reshape(len(branches), longest_query)
+    key_RK = torch.tensor(
+        [[*places, *[places[0]] * (longest_key - len(places))] for places in keys],
+        dtype=torch.long,
+    ).reshape(len(branches), longest_key)
+    own_R1 = torch.tensor([[len(places)] for places in queries], dtype=torch.long).reshape(-1, 1)
+    seen_R1 = torch.tensor([[len(places)] for places in keys], dtype=torch.long).reshape(-1, 1)
+    place_S = torch.arange(longest_query)
+    real_RS = place_S < own_R1
+    # A padding query looks at the first key only, so that its softmax is defined.
+    last_RS = torch.where(real_RS, seen_R1 - own_R1 + place_S, 0)
+    visible_RSK = torch.arange(longest_key) <= last_RS[:, :, None]
+    return query_RS, key_RK, visible_RSK, real_RS.flatten().nonzero().flatten()
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many leading tokens two sequences share."""
+    for place, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return place
+    return min(len(left), len(right))

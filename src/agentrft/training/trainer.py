@@ -1,0 +1,315 @@
+"""The trainer on one machine: samples in, better weights out. Knows no algorithm beyond its loss,
+and neither jobs nor the store.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from agentrft.core.config import TrainerConfig
+from agentrft.core.errors import ModelError, UserError
+from agentrft.core.policy import Canary, Weights
+from agentrft.core.sample import Sample
+from agentrft.training import loss as losses
+from agentrft.training.checkpoint import (
+    TrainerRecord,
+    check_base,
+    fingerprint,
+    read_record,
+    verify_checkpoint,
+    write_checkpoint,
+    write_record,
+)
+from agentrft.training.files import read_state, read_weights, write_state, write_weights
+from agentrft.training.model import (
+    available_bytes,
+    compute_device,
+    compute_dtype,
+    load_model,
+    stored_tensors,
+)
+from agentrft.training.pack import MicroBatch, pack
+from agentrft.training.parameters import FullWeights, LowRankAdapter, Trainable
+
+LossName = Literal["policy_gradient", "cross_entropy"]
+
+
+class LocalTrainer:
+    """Implements `core.protocols.Trainer` on the local CPU or GPU.
+
+    `resume` continues a checkpoint of the same configuration exactly; `start` begins a new training
+    from a checkpoint's weights with a fresh optimizer. Raises ModelError if the model does not load
+    or fit, StoreError for a corrupt checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainerConfig,
+        *,
+        loss: LossName,
+        canaries: Sequence[Sequence[int]],
+        seed: int,
+        resume: Path | None = None,
+        start: Path | None = None,
+    ) -> None:
+        if resume is not None and start is not None:
+            raise UserError("trainer: give either resume or start, not both")
+        self._folder = folder
+        self._config = config
+        self._loss: LossName = loss
+        self._canaries = [tuple(ids) for ids in canaries]
+        self._seed = seed
+        self._device = compute_device(config.device)
+        self._threads = config.threads or torch.get_num_threads()
+        self.steps_done = 0
+        self.cursor: Mapping[str, int] = {}
+        dtype = compute_dtype(config.dtype, self._device)
+        check_memory(folder, config, dtype, self._device)
+        torch.manual_seed(seed)
+        self._model = load_model(folder, dtype, self._device)
+        self._trainable = self._parameters()
+        self._optimizer = torch.optim.AdamW(
+            self._trainable.masters.values(),
+            lr=config.optimizer.learning_rate,
+            betas=config.optimizer.betas,
+            eps=config.optimizer.eps,
+            weight_decay=config.optimizer.weight_decay,
+            fused=True,
+        )
+        checkpoint = resume or start
+        if checkpoint is not None:
+            self._load(checkpoint, everything=resume is not None)
+
+    def step(self, samples: Sequence[Sample]) -> Mapping[str, float]:
+        """Make one optimizer step; no samples, or gradients that are not finite, change nothing."""
+        if not samples:
+            return {}
+        began = time.perf_counter()
+        totals: dict[str, float] = {}
+        normaliser = self._normaliser(samples)
+        with _torch_settings(self._threads, self._config.deterministic):
+            for batch in self._pack(samples):
+                for name, value in self._accumulate(batch, normaliser).items():
+                    totals[name] = totals.get(name, 0.0) + value
+            gradient_norm, stepped = self._update()
+        actions = max(1.0, totals["action_tokens"])
+        metrics = {
+            "loss": totals["loss"],
+            "entropy": totals["entropy"] / actions,
+            "gradient_norm": gradient_norm,
+            "skipped_steps": 0.0 if stepped else 1.0,
+            "samples": float(len(samples)),
+            "action_tokens": totals["action_tokens"],
+            "sample_tokens": totals["sample_tokens"],
+            "computed_tokens": totals["computed_tokens"],
+            "shared_tokens": totals["sample_tokens"] - totals["computed_tokens"],
+            "micro_batches": totals["micro_batches"],
+            "learning_rate": self._learning_rate(),
+        }
+        if self._loss == "policy_gradient":
+            metrics |= {
+                "kl_to_sampler": totals["kl_to_sampler"] / actions,
+                "logprob_difference": totals["logprob_difference"] / actions,
+                "clip_share_low": totals["clipped_low"] / actions,
+                "clip_share_high": totals["clipped_high"] / actions,
+                "clip_share": (totals["clipped_low"] + totals["clipped_high"]) / actions,
+                "masked_sequences": totals["masked_sequences"],
+            }
+        self.steps_done += stepped
+        metrics["train_s"] = time.perf_counter() - began
+        metrics["tokens_per_s"] = totals["sample_tokens"] / metrics["train_s"]
+        return metrics
+
+    def weights(self) -> Weights:
+        """Return copies of the changed weights and this trainer's own canary logprobs."""
+        scored = self.score(self._canaries)
+        return Weights(
+            version=self.steps_done,
+            tensors=self._trainable.merged(),
+            canaries=tuple(
+                Canary(token_ids=ids, logprobs=tuple(logprobs))
+                for ids, logprobs in zip(self._canaries, scored, strict=True)
+            ),
+        )
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return log-probabilities (temperature 1) of every token after the first, per sequence."""
+        samples = [_scored_sample(place, ids) for place, ids in enumerate(sequences)]
+        result: list[list[float]] = [[] for _ in samples]
+        with torch.no_grad(), _torch_settings(self._threads, self._config.deterministic):
+            for batch in self._pack(samples):
+                logprobs_A, _ = self._model.logprobs(batch)
+                values = zip(batch.sample_A.tolist(), logprobs_A.tolist(), strict=True)
+                for index, value in values:
+                    result[batch.order[index]].append(value)
+        return result
+
+    def save(self, folder: Path, cursor: Mapping[str, int]) -> None:
+        """Write a complete checkpoint atomically: weights, optimizer, RNG, cursor, config.
+
+        An adapter is in PEFT's format, full weights in transformers'. Raises StoreError.
+        """
+        record = TrainerRecord(
+            kind=self._config.adapter.kind,
+            base=fingerprint(self._folder),
+            base_name=self._folder.name,
+            steps_done=self.steps_done,
+            loss=self._loss,
+            seed=self._seed,
+            cursor=dict(cursor),
+            config=asdict(self._config),
+        )
+
+        def fill(partial: Path) -> None:
+            write_weights(partial, self._folder, self._trainable.masters, self._config.adapter)
+            write_state(partial, self._optimizer, self._trainable.masters)
+            write_record(partial, record)
+
+        write_checkpoint(folder, fill)
+
+    def _parameters(self) -> Trainable:
+        adapter = self._config.adapter
+        match adapter.kind:
+            case "lora":
+                stored = stored_tensors(self._folder)
+                return LowRankAdapter(self._model.causal, adapter, stored, self._seed)
+            case "full":
+                return FullWeights(self._model.causal, stored_tensors(self._folder))
+
+    def _load(self, checkpoint: Path, *, everything: bool) -> None:
+        verify_checkpoint(checkpoint)
+        record = read_record(checkpoint)
+        check_base(record, self._folder, checkpoint)
+        if record.kind != self._config.adapter.kind:
+            raise ModelError(
+                f"checkpoint {checkpoint} holds {record.kind!r} weights but adapter.kind is "
+                f"{self._config.adapter.kind!r}; make them equal"
+            )
+        read_weights(checkpoint, self._trainable.masters)
+        self._trainable.refresh()
+        if everything:
+            read_state(checkpoint, self._optimizer, self._trainable.masters)
+            self.steps_done = record.steps_done
+            self.cursor = record.cursor
+
+    def _pack(self, samples: Sequence[Sample]) -> list[MicroBatch]:
+        return [
+            batch.to(self._device)
+            for batch in pack(
+                samples,
+                budget_tokens=self._config.micro_batch_tokens,
+                share=self._model.shares_prefixes,
+            )
+        ]
+
+    def _normaliser(self, samples: Sequence[Sample]) -> float:
+        match self._loss:
+            case "policy_gradient":
+                return self._config.loss.tokens_per_sequence * len(samples)
+            case "cross_entropy":
+                return max(1e-9, sum(sum(sample.advantages) for sample in samples))
+
+    def _accumulate(self, batch: MicroBatch, normaliser: float) -> dict[str, float]:
+        """Add one micro-batch's gradients; return its sums."""
+        logprobs_A, entropy_A = self._model.logprobs(batch)
+        terms = self._loss_terms(logprobs_A, batch, normaliser)
+        terms.loss.backward()
+        self._trainable.collect()
+        return {
+            **terms.sums,
+            "loss": terms.loss.item(),
+            "entropy": entropy_A.sum().item(),
+            "action_tokens": float(len(entropy_A)),
+            "sample_tokens": float(batch.sample_tokens),
+            "computed_tokens": float(batch.computed_tokens),
+            "micro_batches": 1.0,
+        }
+
+    def _loss_terms(
+        self, logprobs_A: Tensor, batch: MicroBatch, normaliser: float
+    ) -> losses.LossTerms:
+        match self._loss:
+            case "policy_gradient":
+                settings = self._config.loss
+                return losses.policy_gradient(
+                    logprobs_A,
+                    batch.behavior_logprobs_A,
+                    batch.advantages_A,
+                    batch.sample_A,
+                    samples=len(batch.order),
+                    clip_low=settings.clip_low,
+                    clip_high=settings.clip_high,
+                    sequence_log_ratio_bound=settings.sequence_log_ratio_bound,
+                    normaliser=normaliser,
+                )
+            case "cross_entropy":
+                return losses.cross_entropy(logprobs_A, batch.advantages_A, normaliser=normaliser)
+
+    def _update(self) -> tuple[float, bool]:
+        """Clip and step; return the gradient norm before clipping and whether a step was made."""
+        masters = list(self._trainable.masters.values())
+        norm = torch.nn.utils.clip_grad_norm_(masters, self._config.optimizer.max_grad_norm).item()
+        finite = norm < float("inf")
+        if finite:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._learning_rate()
+            self._optimizer.step()
+            self._trainable.refresh()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm, finite
+
+    def _learning_rate(self) -> float:
+        optimizer = self._config.optimizer
+        warm = (self.steps_done + 1) / max(1, optimizer.warmup_steps)
+        return optimizer.learning_rate * min(1.0, warm)
+
+
+def check_memory(
+    folder: Path, config: TrainerConfig, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raise ModelError with the numbers if the weights and their optimizer cannot fit."""
+    stored_bytes = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    compute_share = 2.0 if dtype is torch.float32 else 1.0
+    # Files hold two bytes per weight or more. Full weights add a float32 master, its gradient and
+    # two moments; an adapter needs the merged copy beside the stored base.
+    training_share = 8.0 if config.adapter.kind == "full" else 1.0
+    needed_bytes = int(stored_bytes * (compute_share + training_share))
+    free_bytes = available_bytes(device)
+    if needed_bytes > free_bytes:
+        raise ModelError(
+            f"model {folder.name!r} does not fit: training ({config.adapter.kind}) needs about "
+            f"{needed_bytes / 1e9:.1f} GB and {device} has {free_bytes / 1e9:.1f} GB free; use a "
+            "smaller model, adapter.kind 'lora', or a machine with more memory"
+        )
+
+
+@contextmanager
+def _torch_settings(threads: int, deterministic: bool) -> Iterator[None]:
+    """Set process-wide settings of torch for the time of a step; the engine has its own."""
+    threads_before = torch.get_num_threads()
+    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads_before)
+        torch.use_deterministic_algorithms(deterministic_before)
+
+
+def _scored_sample(place: int, ids: Sequence[int]) -> Sample:
+    zeros = (0.0,) * len(ids)
+    return Sample(
+        token_ids=tuple(ids),
+        action_mask=(False, *(True,) * (len(ids) - 1)),
+        behavior_logprobs=zeros,
+        advantages=zeros,
+        trajectory_id=f"canary {place}",
+    )
