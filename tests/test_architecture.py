@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "agentrft"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+# The starter project is a template for users, not a part of any room.
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "starter_project")
 EVERYTHING = sorted(
     path for part in ("src", "tests", "examples") for path in (ROOT / part).rglob("*.py")
 )
@@ -46,8 +47,8 @@ ONLY_IN = {
 }
 """Library to the rooms that may know it."""
 
-MAY_CATCH_EVERYTHING = {"core/errors.py", "rollout/group.py", "jobs/context.py"}
-"""The boundary that attributes failures, and the places that record them."""
+MAY_CATCH_EVERYTHING = {"core/errors.py", "rollout/call_thread.py"}
+"""The boundary that attributes failures, and the thread that hands them over."""
 
 MAY_PATCH: set[str] = set()
 """Test files that may replace internals; a shipped fake is nearly always the better way."""
@@ -130,13 +131,14 @@ def test_tests_use_fakes_and_do_not_patch() -> None:
     assert patching <= MAY_PATCH
 
 
-def test_only_the_boundary_and_the_recorders_catch_everything() -> None:
+def test_only_the_boundary_and_the_recorders_swallow_any_exception() -> None:
     broad = {
         str(path.relative_to(PACKAGE))
         for path in SOURCES
         for node in ast.walk(tree(path))
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or ast.unparse(node.type) in {"Exception", "BaseException"})
+        and not (isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None)
     }
     assert broad <= MAY_CATCH_EVERYTHING
 
