@@ -1,0 +1,61 @@
+"""The support desk as an environment: seven tools over one shop, graded by what is left behind."""
+
+from collections.abc import Mapping
+
+from grading import grade
+from shop import Shop
+
+from agentrft import Environment, tool
+from agentrft.core.task import Task
+from agentrft.core.trajectory import Trajectory
+
+
+class SupportDesk(Environment):
+    """One customer's request; a fresh shop per rollout."""
+
+    def __init__(self, task: Task) -> None:
+        self.row = task.row
+        self.shop = Shop(task["shop"])
+
+    @tool
+    def find_customer(self, email: str) -> str:
+        """Find the orders of a customer."""
+        return self.shop.find_customer(email)
+
+    @tool
+    def get_order(self, order_id: str) -> str:
+        """Look up an order."""
+        return self.shop.get_order(order_id)
+
+    @tool
+    def cancel_order(self, order_id: str) -> str:
+        """Cancel an order."""
+        return self.shop.cancel_order(order_id)
+
+    @tool
+    def refund(self, order_id: str, amount: float) -> str:
+        """Pay money back."""
+        return self.shop.refund(order_id, amount)
+
+    @tool
+    def change_address(self, order_id: str, address: str) -> str:
+        """Change where an order goes."""
+        return self.shop.change_address(order_id, address)
+
+    @tool
+    def search_policy(self, topic: str) -> str:
+        """Read the rules."""
+        return self.shop.search_policy(topic)
+
+    @tool
+    def hand_over(self, reason: str) -> str:
+        """Give the case to a colleague."""
+        return self.shop.hand_over(reason)
+
+    def grade(self, trajectory: Trajectory) -> Mapping[str, float]:
+        """End state of the shop and facts in the reply; see `grading.py`."""
+        return grade(self.row, self.shop.changes(), trajectory)
+
+    def teardown(self) -> None:
+        """Drop the shop."""
+        self.shop.close()

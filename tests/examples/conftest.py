@@ -1,0 +1,6 @@
+"""The example's files are imported as a project folder's are: by being on the path."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "support_desk"))
