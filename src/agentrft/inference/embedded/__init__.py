@@ -1,0 +1,1 @@
+"""The engine that ships with the package: continuous batching in one process, CPU or CUDA."""

@@ -1,0 +1,45 @@
+"""Attention that also returns its log-sum-exp, so that a shared prefix and own keys can be merged.
+
+Letters: S sequences, H query heads, K key-value heads, G queries per key head, L query positions,
+T key positions, D head size.
+"""
+
+import torch
+from torch import Tensor
+
+
+def attend(
+    q_SHLD: Tensor, k_SKTD: Tensor, v_SKTD: Tensor, mask_SLT: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return output_SHLD and its log-sum-exp_SHL (float32); `mask_SLT` is added to the scores.
+
+    A sequence must see at least one key.
+    """
+    mask_S1LT = None if mask_SLT is None else mask_SLT.unsqueeze(1)
+    if q_SHLD.device.type == "cpu":
+        # PyTorch's own flash kernel: it alone among the public paths hands out the log-sum-exp,
+        # and it groups query heads without copying keys.
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q_SHLD, k_SKTD, v_SKTD, attn_mask=mask_S1LT
+        )
+    return _attend_by_matmul(q_SHLD, k_SKTD, v_SKTD, mask_S1LT)
+
+
+def _attend_by_matmul(
+    q_SHLD: Tensor, k_SKTD: Tensor, v_SKTD: Tensor, mask_S1LT: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    groups = q_SHLD.shape[1] // k_SKTD.shape[1]
+    q_SKGLD = q_SHLD.unflatten(1, (-1, groups))
+    score_SKGLT = q_SKGLD @ k_SKTD.unsqueeze(2).mT
+    score_SKGLT = score_SKGLT.float() * q_SHLD.shape[-1] ** -0.5
+    if mask_S1LT is not None:
+        score_SKGLT = score_SKGLT + mask_S1LT.unsqueeze(2)
+    lse_SKGL = score_SKGLT.logsumexp(-1)
+    weight_SKGLT = (score_SKGLT - lse_SKGL.unsqueeze(-1)).exp_().to(v_SKTD.dtype)
+    return (weight_SKGLT @ v_SKTD.unsqueeze(2)).flatten(1, 2), lse_SKGL.flatten(1, 2)
+
+
+def merge(a_SHLD: Tensor, lse_a_SHL: Tensor, b_SHLD: Tensor, lse_b_SHL: Tensor) -> Tensor:
+    """Return the attention over the keys of both, from the attention over each."""
+    share_SHL1 = torch.sigmoid(lse_a_SHL - lse_b_SHL).unsqueeze(-1).to(a_SHLD.dtype)
+    return torch.lerp(b_SHLD, a_SHLD, share_SHL1)

@@ -1,0 +1,241 @@
+"""Keys and values of every sequence: rows for own tokens, trunks for prefixes many rows share.
+
+A row knows which tokens it holds, busy or idle; idle rows are evicted least recently used first.
+A trunk is computed once, read by all rows that lean on it, and never written again.
+
+Letters: L layers, R rows, K key-value heads, T positions of a row, D head size, N packed tokens.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agentrft.inference.embedded.shape import Shape
+
+Ids = NDArray[np.int64]
+
+_FIRST_POSITIONS = 192
+_FIRST_ROWS = 16
+_TRUNK_STEP = 32
+"""Trunk lengths are multiples of this, so that chance agreement does not split groups."""
+_TRUNK_LEAST = 64
+_TRUNKS = 8
+
+
+@dataclass(slots=True, eq=False)
+class Trunk:
+    """A shared prefix; `keys` and `values` are LKTD."""
+
+    ids: Ids
+    keys: Tensor
+    values: Tensor
+    last_used: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sequence's place: positions below `leaning` are the trunk's, the rest its own."""
+
+    index: int
+    ids: Ids
+    """Token ids from position 0; only the first `length` count."""
+    length: int = 0
+    computed: int = 0
+    """Positions whose keys and values are in place."""
+    trunk: Trunk | None = None
+    leaning: int = 0
+    busy: bool = False
+    last_used: int = 0
+
+    @property
+    def own_tokens(self) -> int:
+        """Positions this row must be able to hold itself."""
+        return self.length - self.leaning
+
+
+@dataclass(slots=True)
+class Match:
+    """The best source of a prefix: tokens it has now, and will have when its prefill is done."""
+
+    source: Row | Trunk | None = None
+    ready: int = 0
+    promised: int = 0
+
+
+@dataclass(slots=True)
+class Cache:
+    """Tensors and the book over them; grows as needed."""
+
+    shape: Shape
+    like: Tensor
+    max_rows: int
+    max_context_tokens: int
+    rows: list[Row] = field(default_factory=list[Row])
+    trunks: list[Trunk] = field(default_factory=list[Trunk])
+    keys: list[Tensor] = field(default_factory=list[Tensor])
+    """Per layer RKTD."""
+    values: list[Tensor] = field(default_factory=list[Tensor])
+    _clock: int = 0
+
+    def clear(self) -> None:
+        """Forget every token; rows must be idle."""
+        self.trunks.clear()
+        for row in self.rows:
+            row.length = row.computed = row.leaning = 0
+            row.trunk, row.busy = None, False
+
+    @property
+    def positions(self) -> int:
+        """Own positions a row can hold without growing."""
+        return self.keys[0].shape[2] if self.keys else 0
+
+    def match(self, ids: Ids) -> Match:
+        """Find who holds the longest prefix of `ids`, leaving at least the last one to compute."""
+        best = Match()
+        limit = len(ids) - 1
+        for row in self.rows:
+            if not row.length:
+                continue
+            common = min(_common_prefix(row.ids[: row.length], ids), limit)
+            best.promised = max(best.promised, common if row.busy else min(common, row.computed))
+            ready = min(common, row.computed)
+            # Between equals the whole row wins: it can go on in place.
+            if ready > best.ready or (ready == best.ready > 0 and ready == row.computed):
+                best.source, best.ready = row, ready
+        for trunk in self.trunks:
+            common = min(_common_prefix(trunk.ids, ids), limit)
+            if common > best.ready:
+                best.source, best.ready = trunk, common
+        return best
+
+    def take(self, ids: Ids, match: Match) -> Row:
+        """Return a busy row that holds `ids` with the matched prefix computed."""
+        source, ready = match.source, match.ready
+        if isinstance(source, Row) and not source.busy and ready == source.computed:
+            row = source
+        else:
+            if isinstance(source, Row):
+                self._grow_trunk(source, ready)
+            row = self._free_row(avoid=source)
+            self._copy_prefix(row, source, ready)
+        row.ids[: len(ids)] = ids
+        row.length, row.computed, row.busy = len(ids), ready, True
+        self._touch(row)
+        return row
+
+    def release(self, row: Row) -> None:
+        """Keep what the row computed for whoever comes back."""
+        row.busy, row.length = False, row.computed
+        self._touch(row)
+
+    def reserve(self, rows: Iterable[Row]) -> None:
+        """Make room for every token these rows know."""
+        self._make_room(max((row.own_tokens for row in rows), default=0))
+
+    def _touch(self, row: Row) -> None:
+        self._clock += 1
+        row.last_used = self._clock
+        if row.trunk is not None:
+            row.trunk.last_used = self._clock
+
+    def _free_row(self, avoid: Row | Trunk | None) -> Row:
+        idle = [row for row in self.rows if not row.busy]
+        empty = next((row for row in idle if not row.computed), None)
+        if empty is not None:
+            return empty
+        if len(self.rows) < self.max_rows:
+            first = len(self.rows)
+            count = min(max(_FIRST_ROWS, first), self.max_rows - first)
+            self._resize(first + count, self.positions or _FIRST_POSITIONS)
+            return self.rows[first]
+        victims = [row for row in idle if row is not avoid] or idle
+        return min(victims, key=lambda row: row.last_used)
+
+    def _resize(self, rows: int, positions: int) -> None:
+        shape = self.shape
+        old_rows, old_positions = len(self.rows), self.positions
+        size = (rows, shape.kv_heads, positions, shape.head_dim)
+        for tensors in (self.keys, self.values):
+            for layer in range(shape.layers):
+                # Zeros, because masked positions still meet the arithmetic and 0 * NaN is NaN.
+                grown = self.like.new_zeros(size)
+                if tensors and len(tensors) > layer:
+                    grown[:old_rows, :, :old_positions] = tensors[layer]
+                    tensors[layer] = grown
+                else:
+                    tensors.append(grown)
+        self.rows.extend(
+            Row(index=i, ids=np.zeros(self.max_context_tokens, np.int64))
+            for i in range(old_rows, rows)
+        )
+
+    def _copy_prefix(self, row: Row, source: Row | Trunk | None, ready: int) -> None:
+        if isinstance(source, Row):
+            trunk, leaning = source.trunk, source.leaning
+        else:
+            trunk, leaning = source, ready
+        keep = leaning
+        if leaning > ready or isinstance(source, Trunk):
+            keep = min(ready, leaning) // _TRUNK_STEP * _TRUNK_STEP
+            keep = keep if keep >= _TRUNK_LEAST else 0
+        self._make_room(ready - keep)
+        for layer in range(self.shape.layers):
+            for own, shared in (
+                (self.keys[layer], trunk.keys if trunk else None),
+                (self.values[layer], trunk.values if trunk else None),
+            ):
+                parts: list[Tensor] = []
+                if shared is not None and keep < min(leaning, ready):
+                    parts.append(shared[layer, :, keep : min(leaning, ready)])
+                if isinstance(source, Row) and leaning < ready:
+                    parts.append(own[source.index, :, : ready - leaning])
+                if parts:
+                    # cat copies, so the row may be its own source.
+                    own[row.index, :, : ready - keep] = torch.cat(parts, 1)
+        row.trunk, row.leaning = (trunk, keep) if keep else (None, 0)
+
+    def _make_room(self, own_tokens: int) -> None:
+        if own_tokens > self.positions:
+            # A quarter more than asked, in whole blocks, so that decoding rarely copies the cache.
+            grown = max(-(-own_tokens * 5 // 4 // 64) * 64, _FIRST_POSITIONS)
+            self._resize(len(self.rows), max(own_tokens, min(grown, self.max_context_tokens)))
+
+    def _grow_trunk(self, source: Row, ready: int) -> None:
+        """Turn the prefix somebody else now wants from `source` into a trunk under it."""
+        size = ready // _TRUNK_STEP * _TRUNK_STEP
+        if source.trunk is not None or size < _TRUNK_LEAST or not self._trunk_space():
+            return
+        take = slice(0, size)
+        trunk = Trunk(
+            ids=source.ids[:size].copy(),
+            keys=torch.stack([k[source.index, :, take] for k in self.keys]),
+            values=torch.stack([v[source.index, :, take] for v in self.values]),
+        )
+        rest = source.computed - size
+        for tensor in (*self.keys, *self.values):
+            own = tensor[source.index]
+            own[:, :rest] = own[:, size : size + rest].clone()
+        source.trunk, source.leaning = trunk, size
+        self.trunks.append(trunk)
+        self._touch(source)
+
+    def _trunk_space(self) -> bool:
+        if len(self.trunks) < _TRUNKS:
+            return True
+        used = {id(row.trunk) for row in self.rows}
+        idle = [trunk for trunk in self.trunks if id(trunk) not in used]
+        if not idle:
+            return False
+        self.trunks.remove(min(idle, key=lambda trunk: trunk.last_used))
+        return True
+
+
+def _common_prefix(a: Ids, b: Ids) -> int:
+    size = min(len(a), len(b))
+    different = a[:size] != b[:size]
+    first = int(different.argmax()) if size else 0
+    return first if size and different[first] else size

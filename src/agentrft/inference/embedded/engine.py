@@ -1,0 +1,469 @@
+"""The embedded sampler: requests join and leave a running batch between steps.
+
+One worker thread owns network and cache; coroutines only post to its inbox and await a reply, so
+tools run while it computes and a rollout that waits for a tool holds nothing but an evictable row.
+Set OMP_WAIT_POLICY=passive before torch is imported where other processes share the cores.
+"""
+
+import asyncio
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+
+from agentrft.core.config import EngineConfig
+from agentrft.core.errors import ModelError, SamplerError, boundary
+from agentrft.core.policy import Weights
+from agentrft.core.protocols import Completion, SampleRequest
+from agentrft.core.trajectory import FinishReason
+from agentrft.inference.embedded.batch import Batch, Chunk, forward_alone
+from agentrft.inference.embedded.cache import Cache, Row
+from agentrft.inference.embedded.network import Network, open_network
+from agentrft.inference.embedded.sampling import draw, uniform
+from agentrft.inference.embedded.shape import Shape, read_shape
+
+T = TypeVar("T")
+
+_PREFILL_TOKENS = 1024
+"""Prompt tokens computed in a step when nobody decodes."""
+_PREFILL_TOKENS_BESIDE_DECODING = 256
+_WORTH_WAITING_TOKENS = 32
+"""A request waits for a prefix that another is computing if that saves at least this much."""
+_SCORE_TOKENS = 2048
+_SCORE_LOGITS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """What the engine has done since it was opened."""
+
+    prefilled_tokens: int = 0
+    """Prompt tokens computed."""
+    cached_tokens: int = 0
+    """Prompt tokens found computed."""
+    sampled_tokens: int = 0
+    decode_steps: int = 0
+    """Forward passes that sampled at least one token."""
+    busy_s: float = 0.0
+
+
+class _Reply(Generic[T]):
+    """A future of whichever event loop asked, settled from the worker thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[T] = self._loop.create_future()
+        self.abandoned = False
+
+    async def wait(self) -> T:
+        try:
+            return await self._future
+        finally:
+            self.abandoned = True
+
+    def give(self, value: T) -> None:
+        self._settle(lambda: self._future.set_result(value))
+
+    def fail(self, error: Exception) -> None:
+        self._settle(lambda: self._future.set_exception(error))
+
+    def _settle(self, settle: Callable[[], None]) -> None:
+        def unless_done() -> None:
+            if not self._future.done():
+                settle()
+
+        try:
+            self._loop.call_soon_threadsafe(unless_done)
+        except RuntimeError:
+            # The loop that asked is closed: nobody waits any more.
+            return
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One request on its way through the engine."""
+
+    request: SampleRequest
+    reply: _Reply[Completion]
+    ids: list[int]
+    """Prompt and what was sampled so far."""
+    deadline: float
+    """On the monotonic clock."""
+    logprobs: list[float] = field(default_factory=list[float])
+    row: Row | None = None
+    cached_tokens: int = -1
+    first_version: int = -1
+
+    @property
+    def sampled(self) -> int:
+        return len(self.logprobs)
+
+
+@dataclass(slots=True)
+class _Load:
+    weights: Weights
+    reply: _Reply[None]
+
+
+@dataclass(slots=True)
+class _Score:
+    sequences: list[list[int]]
+    reply: _Reply[list[list[float]]]
+
+
+class EmbeddedEngine:
+    """A `Sampler` over a Hugging Face folder; raises ModelError if it cannot serve the model."""
+
+    def __init__(self, folder: Path, config: EngineConfig, *, max_context_tokens: int) -> None:
+        self._shape = read_shape(folder, max_context_tokens=max_context_tokens)
+        self._max_context_tokens = max_context_tokens
+        self._max_sequences = config.max_sequences
+        self._threads = config.threads or os.cpu_count() or 1
+        device = choose_device(config.device)
+        dtype = choose_dtype(config.dtype, device)
+        _check_memory(folder, self._shape, device, dtype)
+        self._network = open_network(folder, self._shape, device=device, dtype=dtype)
+        self._cache = Cache(
+            shape=self._shape,
+            like=torch.empty(0, device=device, dtype=dtype),
+            max_rows=config.max_sequences + (config.cached_sequences or config.max_sequences),
+            max_context_tokens=max_context_tokens,
+        )
+        self._version = 0
+        self._waiting: deque[_Call] = deque()
+        self._running: list[_Call] = []
+        self._inbox: queue.SimpleQueue[_Call | _Load | _Score | None] = queue.SimpleQueue()
+        self._closed = False
+        self._gate = threading.Lock()
+        self._prefilled = self._cached = self._sampled = self._steps = 0
+        self._busy_s = 0.0
+        self._thread = threading.Thread(target=self._work, name="embedded-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def stats(self) -> EngineStats:
+        """A snapshot."""
+        return EngineStats(
+            prefilled_tokens=self._prefilled,
+            cached_tokens=self._cached,
+            sampled_tokens=self._sampled,
+            decode_steps=self._steps,
+            busy_s=self._busy_s,
+        )
+
+    async def sample(self, request: SampleRequest) -> Completion:
+        """Draw a continuation; at the end of the context it finishes with `LENGTH`.
+
+        Raises SamplerError for a prompt that does not fit and for a failure of the engine.
+        """
+        self._check(request)
+        seconds = float("inf") if request.deadline_s is None else request.deadline_s
+        reply = _Reply[Completion]()
+        self._post(
+            _Call(
+                request=request,
+                reply=reply,
+                ids=list(request.prompt_ids),
+                deadline=time.monotonic() + seconds,
+            )
+        )
+        return await reply.wait()
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return log-probabilities (temperature 1) of every token after the first, in nats."""
+        for sequence in sequences:
+            self._check_ids(sequence)
+        reply = _Reply[list[list[float]]]()
+        self._post(_Score([list(s) for s in sequences], reply))
+        return await reply.wait()
+
+    async def load(self, weights: Weights) -> None:
+        """Swap weights between two steps; requests under way go on under the new ones.
+
+        Their contexts are computed again, so every later token is the new policy's own. Raises
+        SamplerError for an unknown name or a wrong shape, and then nothing has changed.
+        """
+        reply = _Reply[None]()
+        self._post(_Load(weights, reply))
+        await reply.wait()
+
+    def close(self) -> None:
+        """Fail whoever waits with SamplerError and join the thread; closing twice is free."""
+        with self._gate:
+            self._closed = True
+            self._inbox.put(None)
+        self._thread.join()
+
+    def _check(self, request: SampleRequest) -> None:
+        self._check_ids(request.prompt_ids)
+        if len(request.prompt_ids) >= self._max_context_tokens:
+            raise SamplerError(
+                f"the prompt has {len(request.prompt_ids)} tokens and the context holds "
+                f"{self._max_context_tokens}; there is no room for an answer"
+            )
+        if request.max_tokens < 1:
+            raise SamplerError(f"max_tokens is {request.max_tokens}; it must be at least 1")
+        if request.temperature < 0 or not 0 < request.top_p <= 1:
+            raise SamplerError(
+                f"temperature {request.temperature} must be at least 0 and top_p "
+                f"{request.top_p} in (0, 1]"
+            )
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        # One bad id would fail the whole batch it joins.
+        if not ids:
+            raise SamplerError("a token sequence is empty; it needs at least one token")
+        if len(ids) > self._max_context_tokens:
+            raise SamplerError(
+                f"a sequence has {len(ids)} tokens and the context holds {self._max_context_tokens}"
+            )
+        if min(ids) < 0 or max(ids) >= self._shape.vocabulary:
+            raise SamplerError(
+                f"token ids span {min(ids)} to {max(ids)}; the vocabulary has "
+                f"{self._shape.vocabulary}"
+            )
+
+    def _post(self, item: _Call | _Load | _Score) -> None:
+        with self._gate:
+            if self._closed:
+                raise SamplerError("the engine is closed")
+            self._inbox.put(item)
+
+    # Everything below runs in the worker thread.
+
+    def _work(self) -> None:
+        torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            while self._receive():
+                started = time.monotonic()
+                try:
+                    with boundary(SamplerError, "the embedded engine failed"):
+                        self._step()
+                except SamplerError as error:
+                    self._fail_all(error)
+                self._busy_s += time.monotonic() - started
+        self._fail_all(SamplerError("the engine was closed"))
+
+    def _receive(self) -> bool:
+        """Take everything posted; sleep if there is nothing to do. False once closed."""
+        idle = not (self._waiting or self._running)
+        while idle or not self._inbox.empty():
+            item = self._inbox.get()
+            idle = False
+            match item:
+                case None:
+                    return False
+                case _Call():
+                    self._waiting.append(item)
+                case _Load():
+                    self._answer(item.reply, lambda item=item: self._load(item.weights))
+                case _Score():
+                    self._answer(item.reply, lambda item=item: self._score(item.sequences))
+        return True
+
+    def _answer(self, reply: _Reply[T], compute: Callable[[], T]) -> None:
+        started = time.monotonic()
+        try:
+            with boundary(SamplerError, "the embedded engine failed"):
+                reply.give(compute())
+        except SamplerError as error:
+            reply.fail(error)
+        self._busy_s += time.monotonic() - started
+
+    def _fail_all(self, error: SamplerError) -> None:
+        for call in (*self._waiting, *self._running):
+            call.reply.fail(error)
+        self._waiting.clear()
+        self._running.clear()
+        # Whatever the failed step wrote is not to be trusted.
+        self._cache.clear()
+
+    def _load(self, weights: Weights) -> None:
+        self._network.load(weights.tensors)
+        self._version = weights.version
+        for call in self._running:
+            call.row = None
+        self._waiting.extendleft(reversed(self._running))
+        self._running.clear()
+        self._cache.clear()
+
+    def _score(self, sequences: list[list[int]]) -> list[list[float]]:
+        scores: list[list[float]] = []
+        batch: list[list[int]] = []
+        for i, sequence in enumerate(sequences):
+            batch.append(sequence)
+            full = sum(map(len, batch)) + len(sequence) > _SCORE_TOKENS
+            if full or i == len(sequences) - 1:
+                scores += score(self._network, batch)
+                batch = []
+        return scores
+
+    def _step(self) -> None:
+        self._sweep()
+        self._admit()
+        chunks = self._plan()
+        if not chunks:
+            return
+        batch = Batch(self._cache, chunks)
+        hidden_NE = batch.run(self._network)
+        by_row = {call.row.index: call for call in self._running if call.row is not None}
+        ready: list[_Call] = []
+        last: list[int] = []
+        for chunk, position in zip(batch.chunks, batch.last_N, strict=True):
+            chunk.row.computed = chunk.stop
+            if chunk.stop == chunk.row.length:
+                ready.append(by_row[chunk.row.index])
+                last.append(int(position))
+        if ready:
+            self._sample_tokens(ready, self._network.logits(hidden_NE[last]))
+
+    def _sweep(self) -> None:
+        """Drop calls nobody awaits and finish those out of time."""
+        now = time.monotonic()
+        for call in [*self._running, *self._waiting]:
+            if call.reply.abandoned:
+                self._leave(call)
+            elif now >= call.deadline:
+                self._finish(call, FinishReason.DEADLINE)
+
+    def _admit(self) -> None:
+        """Give waiting calls a row, first come first served.
+
+        A call whose prefix another one is just computing stays in line until it can be copied.
+        """
+        deferred: list[_Call] = []
+        while self._waiting and len(self._running) < self._max_sequences:
+            call = self._waiting.popleft()
+            ids = np.array(call.ids, np.int64)
+            match = self._cache.match(ids)
+            if match.promised - match.ready >= _WORTH_WAITING_TOKENS:
+                deferred.append(call)
+                continue
+            call.row = self._cache.take(ids, match)
+            if call.cached_tokens < 0:
+                call.cached_tokens = match.ready
+                self._cached += match.ready
+            self._running.append(call)
+        self._waiting.extendleft(reversed(deferred))
+
+    def _plan(self) -> list[Chunk]:
+        """Choose the tokens of this step: all that decode, and prompts up to a budget."""
+        rows = [call.row for call in self._running if call.row is not None]
+        decoding = [row for row in rows if row.length - row.computed == 1]
+        chunks = [Chunk(row, row.computed, row.length) for row in decoding]
+        budget = _PREFILL_TOKENS_BESIDE_DECODING if decoding else _PREFILL_TOKENS
+        for row in rows:
+            pending = row.length - row.computed
+            if pending > 1 and budget:
+                tokens = min(pending, budget)
+                chunks.append(Chunk(row, row.computed, row.computed + tokens))
+                budget -= tokens
+                self._prefilled += tokens
+        self._cache.reserve(chunk.row for chunk in chunks)
+        return chunks
+
+    def _sample_tokens(self, calls: list[_Call], logits_SV: torch.Tensor) -> None:
+        requests = [call.request for call in calls]
+        tokens, logprobs = draw(
+            logits_SV,
+            temperatures=[r.temperature for r in requests],
+            top_ps=[r.top_p for r in requests],
+            uniforms=[uniform(c.request.seed, c.sampled) for c in calls],
+        )
+        self._sampled += len(calls)
+        self._steps += 1
+        for call, token, logprob in zip(calls, tokens, logprobs, strict=True):
+            if call.first_version < 0:
+                call.first_version = self._version
+            call.ids.append(token)
+            call.logprobs.append(logprob)
+            row = call.row
+            assert row is not None
+            if token in call.request.stop_token_ids:
+                self._finish(call, FinishReason.STOP)
+            elif call.sampled == call.request.max_tokens or len(call.ids) == len(row.ids):
+                self._finish(call, FinishReason.LENGTH)
+            else:
+                row.ids[row.length] = token
+                row.length += 1
+
+    def _finish(self, call: _Call, reason: FinishReason) -> None:
+        self._leave(call)
+        call.reply.give(
+            Completion(
+                token_ids=tuple(call.ids[len(call.request.prompt_ids) :]),
+                logprobs=tuple(call.logprobs),
+                finish_reason=reason,
+                first_version=self._version if call.first_version < 0 else call.first_version,
+                last_version=self._version,
+                cached_tokens=max(call.cached_tokens, 0),
+            )
+        )
+
+    def _leave(self, call: _Call) -> None:
+        if call.row is None:
+            self._waiting.remove(call)
+        else:
+            self._running.remove(call)
+            self._cache.release(call.row)
+            call.row = None
+
+
+def score(network: Network, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Return log-probabilities (temperature 1) of every token after the first, in one pass."""
+    hidden_NE = forward_alone(network, sequences)
+    lengths = [len(s) for s in sequences]
+    targets = [i for s in sequences for i in (*s[1:], 0)]
+    target_N = torch.tensor(targets, device=hidden_NE.device)
+    logprobs: list[float] = []
+    for h_NE, t_N in zip(
+        hidden_NE.split(_SCORE_LOGITS), target_N.split(_SCORE_LOGITS), strict=True
+    ):
+        logits_NV = network.logits(h_NE).float()
+        chosen_N = logits_NV.gather(1, t_N[:, None])[:, 0]
+        logprobs += (chosen_N - logits_NV.logsumexp(-1)).tolist()
+    ends = np.cumsum(lengths)
+    return [logprobs[end - n : end - 1] for n, end in zip(lengths, ends, strict=True)]
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA if there is one; raises ModelError for CUDA where there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device is 'cuda' but no CUDA device is visible; use 'cpu' or 'auto'")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and on processors that multiply it natively, else float32."""
+    if name == "auto":
+        native = device.type == "cuda" or _multiplies_bfloat16()
+        name = "bfloat16" if native else "float32"
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _multiplies_bfloat16() -> bool:
+    abilities = torch.cpu.get_capabilities()
+    return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
+
+
+def _check_memory(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
+    needed = shape.parameters * dtype.itemsize
+    if device.type == "cuda":
+        available = torch.cuda.mem_get_info(device)[0]
+    else:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.9 * available:
+        raise ModelError(
+            f"model {str(folder)!r} needs {needed / 1e9:.1f} GB for its weights and the machine "
+            f"has {available / 1e9:.1f} GB; take a smaller model"
+        )
