@@ -1,5 +1,6 @@
 """What the docs say about the code is read back and compared with it."""
 
+import asyncio
 import json
 import re
 from dataclasses import MISSING, fields, is_dataclass
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 
 from agentrft.core import config
+from agentrft.core.task import Message, Task, ToolCall
+from agentrft.core.trajectory import StopReason, Trajectory
+from agentrft.rollout.environment import Environment, python_environment
 
 ROOT = Path(__file__).parent.parent
 SECTIONS: dict[str, type] = {
@@ -70,3 +74,39 @@ def test_links_between_pages_lead_somewhere() -> None:
         if not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_the_example_in_the_readme_runs() -> None:
+    text = (ROOT / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    row = re.search(r"```json\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    assert row is not None
+    scope: dict[str, Any] = {}
+    exec(code[1], scope)
+    message = Message(role="user", content=json.loads(row[1])["messages"][0]["content"])
+    task = Task(id="readme", messages=(message,), row=json.loads(row[1]))
+
+    async def cancel() -> tuple[str, object]:
+        environment = python_environment(scope["SupportDesk"])(task, "trace_0")
+        assert isinstance(environment, Environment)
+        call = ToolCall(id="call_0", name="cancel_order", arguments='{"order_id": "W1204"}')
+        result = await environment.call_tool(call)
+        graded = await environment.run_grade(trajectory_without_answer(task))
+        await environment.close()
+        return result.content, graded
+
+    assert asyncio.run(cancel()) == ("cancelled", 0.0)
+
+
+def trajectory_without_answer(task: Task) -> Trajectory:
+    return Trajectory(
+        id="trace_0",
+        task_id=task.id,
+        model="none",
+        spec_hash="",
+        seed=0,
+        prompt=task.messages,
+        turns=(),
+        stop_reason=StopReason.MAX_TURNS,
+    )
