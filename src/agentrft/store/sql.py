@@ -49,12 +49,17 @@ class SqlStore:
 
     def run(self, run_id: str) -> Run:
         """Return one run. Raises StoreError if there is none of this id."""
+        run = self.find_run(run_id)
+        if run is None:
+            raise _no_run(run_id)
+        return run
+
+    def find_run(self, run_id: str) -> Run | None:
+        """Return one run, or None if there is none of this id."""
         query = select(schema.runs.c.record).where(schema.runs.c.id == run_id)
         with self._database.reading() as connection:
             record = connection.execute(query).scalar()
-        if record is None:
-            raise _no_run(run_id)
-        return from_json(Run, record)
+        return None if record is None else from_json(Run, record)
 
     def runs(self, project: str | None = None, *, after: int = 0, limit: int = 100) -> Listing[Run]:
         """List runs, newest first."""

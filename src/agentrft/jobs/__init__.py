@@ -1,0 +1,1 @@
+"""Running work: one readable file per method, `improve.py` strings them together."""

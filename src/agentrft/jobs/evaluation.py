@@ -1,0 +1,116 @@
+"""Measure a policy: every task of a split, through the same loop as training and serving."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentrft.core.config import EvaluationConfig
+from agentrft.core.grade import GradedTrajectory, Outcome
+from agentrft.core.run import RolloutRecord, Split
+from agentrft.core.seeds import derive_seed
+from agentrft.core.task import Task
+from agentrft.jobs.context import Job
+from agentrft.rollout.episode import RolloutSetup, run_episode
+
+COMMIT_EVERY = 32
+"""Rollouts stored together; an interrupted evaluation loses fewer than this."""
+ATTEMPTS = 2
+"""Tries of a rollout that infrastructure spoiled; the last failure is stored and never scored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What is measured, and under which name it is stored."""
+
+    stage: str
+    split: Split
+    step: int = 0
+    seed: int = 0
+
+
+async def evaluate(
+    job: Job,
+    setup: RolloutSetup,
+    tasks: Sequence[Task],
+    config: EvaluationConfig,
+    measurement: Measurement,
+    *,
+    concurrency: int,
+) -> list[RolloutRecord]:
+    """Roll out `samples_per_task` times per task, skipping what an interrupted try already stored."""
+    chosen = tasks[: config.tasks] if config.tasks else tasks
+    records = stored_records(job, measurement)
+    have = Counter(record.graded.trajectory.task_id for record in records)
+    missing = [
+        (task, sample)
+        for sample in range(config.samples_per_task)
+        for task in chosen
+        if sample >= have[task.id]
+    ]
+    if not missing:
+        return records
+    line = asyncio.Semaphore(concurrency)
+    label = f"{measurement.stage}: {measurement.split}"
+    with job.progress.phase(label, len(missing)) as phase:
+
+        async def measured(task: Task, sample: int) -> RolloutRecord:
+            async with line:
+                graded = await _rollout(setup, task, sample, config, measurement)
+            phase.rollout(graded)
+            phase.advance()
+            return RolloutRecord(
+                stage=measurement.stage,
+                split=measurement.split,
+                step=measurement.step,
+                family=task.family,
+                graded=graded,
+            )
+
+        async def commit_as_they_finish() -> None:
+            running = [asyncio.ensure_future(measured(*pair)) for pair in missing]
+            uncommitted: list[RolloutRecord] = []
+            try:
+                for finished in asyncio.as_completed(running):
+                    uncommitted.append(await finished)
+                    if len(uncommitted) == COMMIT_EVERY:
+                        job.append(uncommitted)
+                        records.extend(uncommitted)
+                        uncommitted = []
+            finally:
+                for pending in running:
+                    pending.cancel()
+                job.append(uncommitted)
+                records.extend(uncommitted)
+
+        await job.unless_stopped(commit_as_they_finish())
+    return records
+
+
+async def _rollout(
+    setup: RolloutSetup,
+    task: Task,
+    sample: int,
+    config: EvaluationConfig,
+    measurement: Measurement,
+) -> GradedTrajectory:
+    """Run one rollout, once more if infrastructure spoiled it."""
+    graded: GradedTrajectory | None = None
+    for attempt in range(ATTEMPTS):
+        # Stages share seeds, so that paired differences compare policies and not luck.
+        seed = derive_seed(measurement.seed, "evaluation", task.id, sample, attempt)
+        graded = await run_episode(setup, task, seed=seed, temperature=config.temperature)
+        if graded.outcome is not Outcome.INFRASTRUCTURE_FAULT:
+            break
+    assert graded is not None
+    return graded
+
+
+def stored_records(job: Job, measurement: Measurement) -> list[RolloutRecord]:
+    """Read what this run already stored of a measurement."""
+    return [
+        record
+        for record in job.read_all(RolloutRecord)
+        if (record.stage, record.split, record.step)
+        == (measurement.stage, measurement.split, measurement.step)
+    ]

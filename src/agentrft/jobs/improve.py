@@ -1,0 +1,226 @@
+"""The main job: measure, warm start, reinforce, measure again, report.
+
+Every stage is a run of its own, named after its parent, so that a killed improvement finds
+what is done and goes on from there.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agentrft.core.config import ProjectConfig
+from agentrft.core.errors import UserError
+from agentrft.core.policy import Checkpoint
+from agentrft.core.run import Method, RolloutRecord, Split, StepMetrics
+from agentrft.jobs.checkpoints import resume_point
+from agentrft.jobs.context import Job
+from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
+from agentrft.jobs.progress import SilentProgress
+from agentrft.jobs.project import Project
+from agentrft.jobs.publication import Publisher
+from agentrft.jobs.reinforcement import TaskSets, published, reinforce
+from agentrft.jobs.serving import ServedModel, served_model
+from agentrft.jobs.supervised import demonstration_samples, imitate
+from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
+from agentrft.rollout.episode import RolloutSetup
+from agentrft.store.codec import load_config
+from agentrft.store.home import Home
+
+BASE, WARM, TUNED = "base", "warm start", "reinforcement"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Improvement:
+    """What came out of an improvement."""
+
+    report: Report
+    folder: Path
+    """Where report.html and report.json lie."""
+    checkpoint: Checkpoint
+    """The last weights."""
+
+
+async def improve(job: Job, project: Project) -> Improvement:
+    """Run every stage that is not done yet and write the report."""
+    async with job.running():
+        with served_model(project, job.home, trained=True) as model:
+            stages = [await holdout_stage(job, model, BASE, None)]
+            warm: Checkpoint | None = None
+            if project.config.data.demonstrations:
+                warm = await warm_start(job.child(WARM, Method.SUPERVISED), model, None)
+                stages.append(await holdout_stage(job, model, WARM, warm))
+            tuning = job.child(TUNED, Method.REINFORCEMENT)
+            tuned = await reinforcement(tuning, model, Path(warm.path) if warm else None)
+            stages.append(await holdout_stage(job, model, TUNED, tuned))
+        report = reported(job, project.config, stages)
+        folder = job.home.report(job.run.id)
+        write_report(report, folder)
+        job.note_result(report=str(folder), checkpoint=tuned.path)
+    return Improvement(report=report, folder=folder, checkpoint=tuned)
+
+
+async def train(job: Job, project: Project, start: Path | None) -> Checkpoint:
+    """Train with the job's own method, from a checkpoint or from the base model."""
+    with served_model(project, job.home, trained=True) as model:
+        if job.run.method is Method.SUPERVISED:
+            return await warm_start(job, model, start)
+        return await reinforcement(job, model, start)
+
+
+async def measure(job: Job, project: Project, split: Split, checkpoint: Path | None) -> Report:
+    """Measure the base model or a checkpoint on a split."""
+    stage = BASE if checkpoint is None else "checkpoint"
+    with served_model(project, job.home, trained=checkpoint is not None) as model:
+        records = await evaluation(job, model, Measurement(stage=stage, split=split), checkpoint)
+    return reported(job, project.config, [StageResult(name=stage, records=records)])
+
+
+async def holdout_stage(
+    job: Job, model: ServedModel, stage: str, checkpoint: Checkpoint | None
+) -> StageResult:
+    """Measure a stage on every holdout task and add what its training recorded."""
+    child = job.child(f"{stage} measured", Method.EVALUATION)
+    measurement = Measurement(stage=stage, split="holdout", seed=job.run.seed)
+    path = Path(checkpoint.path) if checkpoint else None
+    records = await evaluation(child, model, measurement, path)
+    if checkpoint is None:
+        return StageResult(name=stage, records=records)
+    training = job.child(stage, Method.REINFORCEMENT if stage == TUNED else Method.SUPERVISED)
+    return StageResult(
+        name=stage,
+        records=(*training.read_all(RolloutRecord), *records),
+        metrics=training.read_all(StepMetrics),
+    )
+
+
+async def evaluation(
+    job: Job, model: ServedModel, measurement: Measurement, checkpoint: Path | None
+) -> list[RolloutRecord]:
+    """Measure the base model, or a checkpoint as it lies on disk, on a whole split."""
+    methods = model.project.config.methods
+    tasks = model.project.tasks(measurement.split)
+    if job.is_done:
+        records = stored_records(job, measurement)
+    else:
+        async with job.running():
+            setup = await serving(job, model, checkpoint)
+            records = await evaluate(
+                job,
+                setup,
+                tasks,
+                methods.evaluation,
+                measurement,
+                concurrency=model.concurrency,
+            )
+    order = {task.id: number for number, task in enumerate(tasks)}
+    return sorted(records, key=lambda record: order[record.graded.trajectory.task_id])
+
+
+async def serving(job: Job, model: ServedModel, checkpoint: Path | None) -> RolloutSetup:
+    """Return a setup that acts with the base model, or with a checkpoint once proven to be served."""
+    if checkpoint is None:
+        return model.setup()
+    config = model.project.config.methods.reinforcement
+    trainer = model.trainer(
+        config.trainer, "policy_gradient", seed=job.run.seed, start=checkpoint
+    )
+    publisher = Publisher(model.sampler, bound=config.identity_bound)
+    setup, _ = await published(model.setup(), publisher, trainer)
+    return setup
+
+
+async def warm_start(job: Job, model: ServedModel, start: Path | None) -> Checkpoint:
+    """Imitate the project's demonstrations."""
+    config = model.project.config.methods.supervised
+    if job.is_done:
+        return job.checkpoint()
+    async with job.running():
+        resume = resume_point(job)
+        trainer = model.trainer(
+            config.trainer,
+            "cross_entropy",
+            seed=job.run.seed,
+            resume=resume,
+            start=None if resume else start,
+        )
+        samples = demonstration_samples(model.project, model.renderer)
+        return await imitate(job, trainer, samples, config, first_step=trainer.steps_done)
+
+
+async def reinforcement(job: Job, model: ServedModel, start: Path | None) -> Checkpoint:
+    """Reinforce from a checkpoint, or from the base model without one."""
+    config = model.project.config.methods.reinforcement
+    if job.is_done:
+        return job.checkpoint()
+    async with job.running():
+        resume = resume_point(job)
+        trainer = model.trainer(
+            config.trainer,
+            "policy_gradient",
+            seed=job.run.seed,
+            resume=resume,
+            start=None if resume else start,
+        )
+        tasks = TaskSets(
+            train=model.project.tasks("train"),
+            validation=model.project.tasks("validation") if config.validation_interval else (),
+        )
+        return await reinforce(
+            job,
+            model.setup(),
+            trainer,
+            tasks,
+            config,
+            first_step=trainer.steps_done,
+            concurrency=model.concurrency,
+        )
+
+
+def reported(job: Job, config: ProjectConfig, stages: Sequence[StageResult]) -> Report:
+    """Put the stages into one report."""
+    return build_report(
+        ReportInput(
+            project=config.name,
+            model=config.model,
+            run_id=job.run.id,
+            seeds=(job.run.seed,),
+            config=job.run.config,
+            pass_threshold=config.pass_threshold,
+            phase_s=phase_seconds(job),
+            created_at=job.run.created_at,
+            stages=tuple(stages),
+        )
+    )
+
+
+def report_again(home: Home, run_id: str) -> tuple[Report, Path]:
+    """Rebuild the report of an improvement from the store, as far as it got; return where it lies."""
+    job = Job(
+        home=home, run=home.store.run(run_id), progress=SilentProgress(), stop=asyncio.Event()
+    )
+    stages: list[StageResult] = []
+    for name in (BASE, WARM, TUNED):
+        runs = [home.store.find_run(job.child_id(child)) for child in (f"{name} measured", name)]
+        children = [replace(job, run=run) for run in runs if run]
+        stages.append(
+            StageResult(
+                name=name,
+                records=[record for child in children for record in child.read_all(RolloutRecord)],
+                metrics=[step for child in children for step in child.read_all(StepMetrics)],
+            )
+        )
+    stages = [stage for stage in stages if stage.records]
+    if not stages:
+        raise UserError(f"run {run_id} has no measured stage yet; nothing to report")
+    report = reported(job, load_config(ProjectConfig, job.run.config, run_id), stages)
+    folder = home.report(run_id)
+    write_report(report, folder)
+    return report, folder
+
+
+def phase_seconds(job: Job) -> dict[str, float]:
+    """Return wall seconds of every stage that has run under this job."""
+    names = [f"{BASE} measured", WARM, f"{WARM} measured", TUNED, f"{TUNED} measured"]
+    found = {name: job.home.store.find_run(job.child_id(name)) for name in names}
+    return {name: float(run.result.get("seconds", 0.0)) for name, run in found.items() if run}

@@ -1,0 +1,45 @@
+"""Finding the run that `--resume` continues."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from agentrft.core.errors import ConfigError
+from agentrft.core.run import Method, RunStatus
+from agentrft.store.sql import SqlStore
+
+UNFINISHED = {RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED}
+
+
+def unfinished_run(
+    store: SqlStore, project: str, method: Method, settings: Mapping[str, Any]
+) -> str:
+    """Return the id of the newest unfinished run of a project and method.
+
+    Raises ConfigError if there is none, or if the settings changed since it began.
+    """
+    for run in store.runs(project=project).items:
+        if run.parent_id is None and run.method is method and run.status in UNFINISHED:
+            changed = _first_difference("", run.config, settings)
+            if changed:
+                raise ConfigError(
+                    f"run {run.id} cannot be resumed: {changed} changed since it began; "
+                    "restore it, or start a new run without --resume"
+                )
+            return run.id
+    raise ConfigError(
+        f"project {project!r} has no unfinished {method} run in this home folder; "
+        "start one without --resume"
+    )
+
+
+def _first_difference(path: str, old: object, new: object) -> str:
+    """Return the dotted path of the first setting that differs; empty if none does."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            found = _first_difference(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))
+            if found:
+                return found
+        return ""
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        return "" if list(old) == list(new) else path
+    return "" if old == new else path

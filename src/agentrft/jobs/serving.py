@@ -1,0 +1,93 @@
+"""A model opened for rollouts: files on disk, renderer, engine. Loads torch, so only jobs call it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agentrft.core.config import TrainerConfig
+from agentrft.core.protocols import Sampler
+from agentrft.inference.embedded.engine import EmbeddedEngine
+from agentrft.inference.models import ModelFiles, check_memory, resolve
+from agentrft.inference.renderer import ChatRenderer, load_renderer
+from agentrft.jobs.project import Project
+from agentrft.rollout.episode import RolloutSetup, prompt_messages, visible_tools
+from agentrft.store.home import Home
+from agentrft.training.trainer import LocalTrainer
+
+CANARIES = 6
+"""Train tasks whose rendered prompts serve as canary sequences of the policy identity check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A project's model, ready to roll out and to be trained."""
+
+    files: ModelFiles
+    renderer: ChatRenderer
+    sampler: Sampler
+    project: Project
+
+    @property
+    def concurrency(self) -> int:
+        """Rollouts worth having in flight: a few more than the engine decodes, since some wait for tools."""
+        return self.project.config.engine.max_sequences * 3 // 2
+
+    def setup(self) -> RolloutSetup:
+        """Rollouts with the untouched model."""
+        return self.project.setup(self.sampler, self.renderer)
+
+    def trainer(
+        self,
+        config: TrainerConfig,
+        loss: Literal["policy_gradient", "cross_entropy"],
+        *,
+        seed: int,
+        start: Path | None = None,
+        resume: Path | None = None,
+    ) -> LocalTrainer:
+        """Open a trainer on the same base weights, with canaries from this project's prompts."""
+        return LocalTrainer(
+            self.files.folder,
+            config,
+            loss=loss,
+            canaries=self._canaries(),
+            seed=seed,
+            start=start,
+            resume=resume,
+        )
+
+    def _canaries(self) -> Sequence[tuple[int, ...]]:
+        spec, tools = self.project.spec, self.project.tools
+        return [
+            self.renderer.start(
+                prompt_messages(spec.system, task.messages),
+                visible_tools(tools, task, spec.tool_notes),
+            )
+            for task in self.project.tasks("train")[:CANARIES]
+        ]
+
+
+@contextmanager
+def served_model(project: Project, home: Home, *, trained: bool) -> Iterator[ServedModel]:
+    """Open the project's model and close it again. Raises ModelError if it is missing or too big."""
+    files = resolve(project.config.model, cache=home.models)
+    engine_config = project.config.engine
+    dtype = "float32" if engine_config.dtype == "float32" else "bfloat16"
+    adapter = project.config.methods.reinforcement.trainer.adapter
+    check_memory(files, dtype, adapter.kind if trained else None)
+    engine = EmbeddedEngine(
+        files.folder,
+        engine_config,
+        max_context_tokens=project.config.limits.max_context_tokens,
+    )
+    try:
+        yield ServedModel(
+            files=files,
+            renderer=load_renderer(files.folder),
+            sampler=engine,
+            project=project,
+        )
+    finally:
+        engine.close()
