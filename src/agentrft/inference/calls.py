@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import dataclass
-from json.decoder import scanstring
 from typing import Any, NoReturn
 
 FORM = '{"name": ..., "arguments": {...}}'
@@ -43,8 +42,8 @@ def read_call(text: str, start: int = 0) -> tuple[WrittenCall, int]:
         while text[position : position + 1] != "}":
             if values:
                 position = _skip(text, _expect(text, position, ","))
-            key, position = scanstring(text, _expect(text, position, '"'))
-            position = _skip(text, _expect(text, _skip(text, position), ":"))
+            key, end = _DECODER.raw_decode(text, _expect(text, position, '"') - 1)
+            position = _skip(text, _expect(text, _skip(text, end), ":"))
             value, end = _DECODER.raw_decode(text, position)
             values[key] = (value, text[position:end])
             position = _skip(text, end)

@@ -1,6 +1,6 @@
 """ChatML on the interface of the `renderers` library, for families it has no renderer for.
 
-SmolLM2 was never taught tools, so its block is ours and short; Qwen2 keeps the words it was trained on.
+SmolLM2 was never taught tools, so its block is ours and short; Qwen2 keeps the words it learned.
 Calls are `<tool_call>` JSON in both. Extending never touches what was sampled.
 """
 
@@ -79,7 +79,7 @@ class ChatMLRenderer:
         *,
         tools: list[ToolSpec] | None = None,
     ) -> RenderedTokens | None:
-        """Append messages to what was sampled, closing a turn that was cut; None for assistant ones."""
+        """Append messages to what was sampled, closing a cut turn; None for assistant messages."""
         del tools  # already in the prompt
         if not previous_prompt_ids or any(m["role"] == "assistant" for m in new_messages):
             return None
@@ -144,7 +144,9 @@ class ChatMLRenderer:
                     content = f"{content}\n\n{block}" if content else block
                 self._add(rendered, f"{_START}{role}\n{content}{_END}\n", index)
 
-    def _add(self, rendered: RenderedTokens, text: str, index: int, sampled: bool = False) -> None:
+    def _add(
+        self, rendered: RenderedTokens, text: str, index: int, *, sampled: bool = False
+    ) -> None:
         ids = self._tokenizer.encode(text)
         rendered.token_ids += ids
         rendered.message_indices += [index] * len(ids)
@@ -166,7 +168,7 @@ def qwen2_renderer(tokenizer: ChatTokenizer) -> ChatMLRenderer:
 
 
 def signature_block(tools: Sequence[ToolSpec]) -> str:
-    """Return one line per tool, e.g. `get_order(order_id: string) - Look up an order.`"""
+    """Return one line per tool, as in `get_order(order_id: string) - Look up an order.`."""
     lines = [_signature(tool) for tool in tools]
     form = '<tool_call>{"name": ..., "arguments": {...}}</tool_call>'
     return "\n".join(["Tools:", *lines, f"Call a tool by writing {form}"])
@@ -227,7 +229,7 @@ def _response_turn(results: Sequence[str]) -> str:
     return f"{_START}user{parts}{_END}\n"
 
 
-def _assistant_body(message: Message) -> str:
+def _assistant_body(message: Mapping[str, Any]) -> str:
     parts = [str(message["content"])] if message["content"] else []
     for call in message.get("tool_calls", ()):
         function = call["function"]

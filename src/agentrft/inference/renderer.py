@@ -140,20 +140,23 @@ class ChatRenderer:
         The ids are those of `start`, sampled turns and `extend` in turn. Raises DataError for a
         conversation without an assistant turn or one that the family cannot express.
         """
-        ids: list[int] = []
+        prompt: list[int] = []
+        action: list[int] = []
         mask: list[bool] = []
         written = 0
         for index, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            observed = self._next_observation(ids, mask, messages, written, index, tools)
-            action = self._action(messages, index, tools)
-            ids += [*observed, *action]
+            observed = self._observe(
+                prompt, action, messages[:index], messages[written:index], tools
+            )
+            prompt = [*prompt, *action, *observed]
+            action = self._action(messages[: index + 1], tools)
             mask += [False] * len(observed) + [True] * len(action)
             written = index + 1
         if not written:
             raise DataError("a demonstration needs an assistant message; this one has none")
-        return tuple(ids), tuple(mask)
+        return (*prompt, *action), tuple(mask)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens included."""
@@ -163,41 +166,39 @@ class ChatRenderer:
         """Return the ids of text; no control token is among them."""
         return tuple(self._tokenizer.plain(text))
 
-    def _next_observation(
+    def _observe(
         self,
-        ids: list[int],
-        mask: list[bool],
-        messages: Sequence[Message],
-        written: int,
-        index: int,
+        prompt: Sequence[int],
+        action: Sequence[int],
+        history: Sequence[Message],
+        new: Sequence[Message],
         tools: Sequence[ToolSpec],
     ) -> Sequence[int]:
-        if not ids:
-            return self.start(messages[:index], tools)
-        split = len(mask) - mask[::-1].index(False)
-        extension = self.extend(ids[:split], ids[split:], messages[written:index], tools)
+        """Return the ids between two sampled turns; `history` ends with `new`."""
+        if not prompt:
+            return self.start(history, tools)
+        extension = self.extend(prompt, action, new, tools)
         if extension is not None:
             return extension
-        again = self.start(messages[:index], tools)
-        if list(again[: len(ids)]) != ids:
+        seen = (*prompt, *action)
+        again = self.start(history, tools)
+        if again[: len(seen)] != seen:
             raise DataError(
                 "this model's chat template rewrites earlier turns, so one sequence cannot hold "
                 "the demonstration; split it into one demonstration per assistant turn"
             )
-        return again[len(ids) :]
+        return again[len(seen) :]
 
-    def _action(
-        self, messages: Sequence[Message], index: int, tools: Sequence[ToolSpec]
-    ) -> list[int]:
-        """Return what the model would have sampled for one assistant message, stop token included."""
-        prompt = self._render(messages[:index], tools, add_generation_prompt=True)
-        whole = self._render(messages[: index + 1], tools, add_generation_prompt=False)
+    def _action(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:
+        """Return what the model would have sampled for the last message, stop token included."""
+        prompt = self._render(messages[:-1], tools, add_generation_prompt=True)
+        whole = self._render(messages, tools, add_generation_prompt=False)
         action = whole[len(prompt) :]
         stop = next((n for n, i in enumerate(action) if i in self.stop_token_ids), None)
         if whole[: len(prompt)] != prompt or stop is None:
             raise DataError(
-                f"message {index} of the demonstration cannot be told apart from its prompt in this "
-                "model's chat format"
+                f"message {len(messages)} of the demonstration cannot be told apart from its "
+                "prompt in this model's chat format"
             )
         return action[: stop + 1]
 

@@ -1,4 +1,4 @@
-"""A sampler that replays tokens: every pipeline runs through it in milliseconds, without a model."""
+"""A sampler that replays tokens, so that pipelines run in milliseconds without a model."""
 
 from collections.abc import Awaitable, Callable, Sequence
 

@@ -1,7 +1,7 @@
 """Text to token ids and back, where only the renderer's own scaffold can become control tokens.
 
-Text from users, tools and schemas passes `escape` first; a mark inside whatever looks like a control
-token keeps `encode` from reading it as one and is gone again in the ids.
+Text from users, tools and schemas passes `escape` first; a mark inside whatever looks like a
+control token keeps `encode` from reading it as one and is gone again in the ids.
 """
 
 import json
@@ -57,7 +57,7 @@ class ChatTokenizer:
         self.eos_token_id = self._named_id("eos_token")
 
     def escape(self, text: str) -> str:
-        """Return text that `encode` turns into the ids of `text` with no control token among them."""
+        """Return text that `encode` turns into the ids of `text`, none of them control tokens."""
         text = text.replace(_MARK, _MARK + _LITERAL)
         while self._control.search(text):
             text = self._control.sub(lambda m: f"{m[0][0]}{_MARK}{m[0][1:]}", text)
@@ -145,9 +145,10 @@ class ChatTokenizer:
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(
             value, ensure_ascii=False, indent=indent
         )
-        environment.globals["raise_exception"] = refuse
+        names: dict[str, Any] = environment.globals  # pyright: ignore[reportAssignmentType]
+        names["raise_exception"] = refuse
         # A fixed date: the same conversation must give the same tokens every day.
-        environment.globals["strftime_now"] = lambda _format: "26 Jul 2024"
+        names["strftime_now"] = lambda _format: "26 Jul 2024"
         return environment.from_string(self._template)
 
     def _text_of(self, name: str) -> str:
@@ -157,8 +158,8 @@ class ChatTokenizer:
     def _named_id(self, name: str) -> int | None:
         if text := self._text_of(name):
             return self._tokenizer.token_to_id(text)
-        found = self._settings.get(f"{name}_id")
-        return found[0] if isinstance(found, list) and found else found
+        found: Any = self._settings.get(f"{name}_id")
+        return found[0] if isinstance(found, list) else found
 
 
 def _is_control(token: Mapping[str, Any]) -> bool:
