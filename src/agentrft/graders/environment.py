@@ -23,7 +23,7 @@ class GradesItself(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentGrader:
-    """Calls the environment's own `grade`; GraderError if it raises, hangs or says nonsense."""
+    """Calls the environment's own `grade`; GraderError if that raises, hangs or says nonsense."""
 
     name: str = "environment"
     timeout_s: float = 120.0
@@ -33,22 +33,21 @@ class EnvironmentGrader:
     ) -> Grade:
         """Grade a finished rollout while its environment is open."""
         if not isinstance(environment, GradesItself):
-            raise GraderError(
-                f"grader {self.name!r}: the environment of task {task.id!r} has no grade; "
-                "set a grader in the project or write the environment in Python"
+            raise UserError(
+                "this environment has no grade of its own; set a grader in the project "
+                "or write the environment in Python"
             )
         where = f"grade of {type(environment).__name__} on task {task.id!r}"
-        try:
-            with boundary(GraderError, where):
-                async with asyncio.timeout(self.timeout_s) as deadline:
+        deadline = asyncio.timeout(self.timeout_s)
+        with boundary(GraderError, where):
+            try:
+                async with deadline:
                     given = await environment.run_grade(trajectory)
-                return as_grade(given, self.name)
-        except UserError as error:
-            raise GraderError(f"{where}: {error}") from error
-        except GraderError:
-            if deadline.expired():
+            except TimeoutError:
+                if not deadline.expired():
+                    raise
                 raise GraderError(f"{where}: no grade within {self.timeout_s:g} s") from None
-            raise
+            return as_grade(given, self.name)
 
 
 def as_grade(given: object, name: str) -> Grade:

@@ -72,7 +72,9 @@ class Environment(metaclass=_EnvironmentType):
 
     _thread: CallThread | None
 
-    def __new__(cls, *_args: object, **_keywords: object) -> Self:
+    def __new__(  # pyright: ignore[reportInconsistentConstructor]
+        cls, *_args: object, **_keywords: object
+    ) -> Self:
         """Tie the instance to the thread it is made on; subclasses need not call our `__init__`."""
         instance = super().__new__(cls)
         instance._thread = CallThread.current()

@@ -44,6 +44,7 @@ from agentrft.core.trajectory import (
     Turn,
 )
 from agentrft.rollout.call_thread import in_thread
+from agentrft.rollout.deadline import within
 from agentrft.rollout.tools import unknown_tool
 
 T = TypeVar("T")
@@ -149,8 +150,6 @@ def _attributed(kind: type[AgentRFTError], where: str) -> Iterator[None]:
     try:
         with boundary(kind, where):
             yield
-    except UserError:
-        raise
     except AgentRFTError as error:
         raise _FaultError(_infrastructure(where, str(error))) from error
 
@@ -197,31 +196,23 @@ class _Episode:
         return sum(len(turn.action_ids) for turn in self.turns)
 
     async def open(self) -> Environment:
-        """Make the environment off the event loop and settle which tools the model sees."""
+        """Make the environment, off the event loop."""
         where = f"environment of task {self.task.id!r}"
         opening = partial(self.setup.open_environment, self.task, self.id)
-        with _attributed(ToolError, where):
-            try:
-                async with asyncio.timeout(self.left_s()) as deadline:
-                    environment = await in_thread(opening, name=f"open {self.id}")
-            except TimeoutError:
-                if not deadline.expired():
-                    raise
-                raise ToolError(f"{where} was not ready in {self.limits.timeout_s:g} s") from None
+        late = ToolError(f"{where} was not ready in {self.limits.timeout_s:g} s")
         try:
-            with _attributed(ToolError, where):
-                self.specs = visible_tools(
-                    environment.tool_specs(), self.task, self.spec.tool_notes
-                )
-        except BaseException:
-            await _close(environment, self.id)
-            raise
+            with boundary(ToolError, where):
+                async with within(self.left_s(), late):
+                    environment = await in_thread(opening, name=f"open {self.id}")
+        except ToolError as error:
+            raise _FaultError(_infrastructure(where, str(error))) from error
         return environment
 
     async def play(self, environment: Environment) -> _Stop:
         """Run the agent loop until it ends, and say why it ended."""
         renderer = self.setup.renderer
-        with _attributed(SamplerError, "renderer"):
+        self.specs = visible_tools(environment.tool_specs(), self.task, self.spec.tool_notes)
+        with boundary(UserError, f"task {self.task.id!r} cannot be rendered"):
             prompt_ids = observation_ids = tuple(renderer.start(self.prompt, self.specs))
         context = 0
         while True:
@@ -348,8 +339,9 @@ class _Episode:
         """Run the calls of a turn concurrently and record results in call order; False if late."""
         started_s = self.elapsed_s()
         results: tuple[ToolResult, ...] = ()
+        deadline = asyncio.timeout(self.left_s())
         try:
-            async with asyncio.timeout(self.left_s()) as deadline:
+            async with deadline:
                 calls = [self._call(environment, call) for call in turn.message.tool_calls]
                 results = tuple(await in_order(calls))
         except TimeoutError:
@@ -378,16 +370,11 @@ class _Episode:
         if call.name not in names:
             return replace(unknown_tool(call, names), started_s=started_s)
         limit_s = self.limits.tool_timeout_s
-        with _attributed(ToolError, f"tool {call.name!r}"):
-            try:
-                async with asyncio.timeout(limit_s) as deadline:
-                    result = await environment.call_tool(call)
-            except TimeoutError:
-                if not deadline.expired():
-                    raise
-                raise ToolError(
-                    f"tool {call.name!r} gave no result in {limit_s:g} s (limits.tool_timeout_s)"
-                ) from None
+        where = f"tool {call.name!r}"
+        late = ToolError(f"{where} gave no result in {limit_s:g} s (limits.tool_timeout_s)")
+        with _attributed(ToolError, where):
+            async with within(limit_s, late):
+                result = await environment.call_tool(call)
         return replace(result, started_s=started_s, duration_s=self.elapsed_s() - started_s)
 
     def _with_unique_ids(self, message: Message) -> Message:

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MethodType
-from typing import Annotated, Any, TypeVar, cast, get_type_hints, overload
+from typing import Any, TypeVar, cast, get_type_hints, overload
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic_core import to_jsonable_python
 
@@ -166,7 +166,7 @@ def _hints(function: Callable[..., object], where: str) -> dict[str, Any]:
 
 def _argument(hint: Any, note: str, *, required: bool, where: str) -> Argument:
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(Annotated[hint, Field(description=note or None)])
+        adapter: TypeAdapter[Any] = TypeAdapter(hint)
         full = adapter.json_schema()
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
         raise UserError(
@@ -174,6 +174,8 @@ def _argument(hint: Any, note: str, *, required: bool, where: str) -> Argument:
             "use str, int, float, bool, Literal, list, dict, a dataclass or a TypedDict"
         ) from error
     schema = _compact(full, full.get("$defs", {}), where)
+    if note:
+        schema["description"] = note
     return Argument(adapter, schema, required)
 
 

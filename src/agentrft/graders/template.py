@@ -1,0 +1,127 @@
+"""`{{ item.path }}` and `{{ sample.path }}` in grader texts, filled in one pass.
+
+What is put in is never read again, so text of models or users cannot smuggle in a placeholder.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
+
+from agentrft.core.errors import ConfigError, GraderError
+from agentrft.core.task import Message
+from agentrft.core.trajectory import Trajectory
+
+_PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_STEP = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+)\]|\[\"([^\"]*)\"\]|\['([^']*)'\]")
+_SAMPLE_FIELDS = ("output_text", "output_json", "output_tools", "choices")
+
+
+class AbsentFromOutput(Exception):
+    """A placeholder asks for something that the model did not write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """One path into the row or the model's output."""
+
+    namespace: str
+    steps: tuple[str | int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A parsed text: literals and placeholders in turn."""
+
+    pieces: tuple[str | Placeholder, ...]
+
+    def fill(self, item: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
+        """Return the text. Raises GraderError for a path the row lacks, AbsentFromOutput likewise."""
+        return "".join(
+            piece if isinstance(piece, str) else _shown(_find(piece, item, sample))
+            for piece in self.pieces
+        )
+
+
+def parse_template(text: str, where: str) -> Template:
+    """Read a text with placeholders. Raises ConfigError for a path that can never exist."""
+    pieces: list[str | Placeholder] = []
+    end = 0
+    for match in _PLACEHOLDER.finditer(text):
+        pieces += [text[end : match.start()], _placeholder(match[1].strip(), where)]
+        end = match.end()
+    return Template((*pieces, text[end:]))
+
+
+def sample_of(trajectory: Trajectory) -> dict[str, Any]:
+    """Return what `sample` means: the model's output in the shape of chat completions."""
+    text = trajectory.output_text
+    tools = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in trajectory.tool_calls
+    ]
+    last = trajectory.turns[-1].message if trajectory.turns else Message(role="assistant")
+    message: dict[str, Any] = {"role": "assistant", "content": last.content}
+    if last.tool_calls:
+        message["tool_calls"] = tools[-len(last.tool_calls) :]
+    sample: dict[str, Any] = {
+        "output_text": text,
+        "output_tools": tools,
+        "choices": [
+            {"index": 0, "message": message, "finish_reason": trajectory.stop_reason.value}
+        ],
+    }
+    with suppress(json.JSONDecodeError, RecursionError):
+        sample["output_json"] = json.loads(text)
+    return sample
+
+
+def _placeholder(text: str, where: str) -> Placeholder:
+    namespace = re.match(r"[A-Za-z_]\w*", text)
+    if namespace is None or namespace[0] not in ("item", "sample"):
+        raise ConfigError(
+            f"{where}: {{{{ {text} }}}} must begin with `item.` (the row) or `sample.` (the output)"
+        )
+    steps: list[str | int] = []
+    position = namespace.end()
+    while position < len(text):
+        step = _STEP.match(text, position)
+        if step is None:
+            raise ConfigError(f"{where}: cannot read {text[position:]!r} in {{{{ {text} }}}}")
+        name, index, double, single = step.groups()
+        steps.append(int(index) if index is not None else name or double or single or "")
+        position = step.end()
+    if namespace[0] == "sample" and (not steps or steps[0] not in _SAMPLE_FIELDS):
+        raise ConfigError(
+            f"{where}: {{{{ {text} }}}} is unknown; sample has {', '.join(_SAMPLE_FIELDS)}"
+        )
+    return Placeholder(namespace[0], tuple(steps), text)
+
+
+def _find(placeholder: Placeholder, item: Mapping[str, Any], sample: Mapping[str, Any]) -> object:
+    value: object = item if placeholder.namespace == "item" else sample
+    for step in placeholder.steps:
+        match step, value:
+            case str(), Mapping() if step in value:
+                value = cast(Mapping[str, object], value)[step]
+            case int(), Sequence() if not isinstance(value, str) and step < len(value):
+                value = cast(Sequence[object], value)[step]
+            case _ if placeholder.namespace == "sample":
+                raise AbsentFromOutput(f"the output has no {placeholder.text}")
+            case _:
+                raise GraderError(
+                    f"{{{{ {placeholder.text} }}}}: the row has no {step!r} there; "
+                    "every row this grader sees needs it"
+                )
+    return value
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
