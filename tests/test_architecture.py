@@ -8,8 +8,13 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from agentrft.cli import app
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "agentrft"
@@ -141,6 +146,34 @@ def test_only_the_boundary_and_the_recorders_swallow_any_exception() -> None:
         and not (isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None)
     }
     assert broad <= MAY_CATCH_EVERYTHING
+
+
+COMMAND_LINE = """
+improve project --preset --seed --resume --config --home
+train project method --start --preset --seed --resume --config --home
+evaluate project --checkpoint --split --preset --seed --resume --config --home
+report run --home
+init name
+models list --home
+models pull name --home
+models info name --home
+runs list --project --home
+runs show run --home
+"""
+"""A new setting belongs into agent.toml; a new option here needs a reason."""
+
+
+def command_lines(command: Any, *path: str) -> Iterator[str]:
+    if isinstance(command, TyperGroup):
+        for name, child in command.commands.items():
+            yield from command_lines(child, *path, name)
+    else:
+        yield " ".join([*path, *(str(parameter.opts[0]) for parameter in command.params)])
+
+
+def test_the_command_line_is_exactly_this() -> None:
+    lines = sorted(command_lines(get_command(app)))
+    assert lines == sorted(COMMAND_LINE.strip().splitlines())
 
 
 def test_the_figure_in_the_docs_lists_exactly_the_rooms_that_exist() -> None:
