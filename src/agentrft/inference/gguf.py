@@ -1,8 +1,8 @@
 """Turn a GGUF file into an ordinary Hugging Face folder, without torch.
 
 Owns names, shapes and the tokenizer of the llama, qwen2 and qwen3 architectures; anything it does
-not know is refused, never dropped. Weights are stored as bfloat16: below the error of any quantised
-source, and the same numbers for an engine and a trainer whatever types they compute in.
+not know is refused, never dropped. Weights are stored as float32, as the source says them: rounded once to bfloat16,
+a small update merged into them would be lost to the grid.
 """
 
 import json
@@ -113,7 +113,7 @@ def _config(fields: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         "rms_norm_eps": float(f"{read('attention.layer_norm_rms_epsilon'):.6g}"),
         "rope_theta": float(read("rope.freq_base", 10000.0)),
         "hidden_act": "silu",
-        "dtype": "bfloat16",
+        "dtype": "float32",
     }
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         if (token := fields.get(f"tokenizer.ggml.{theirs}_token_id")) is not None:
@@ -135,9 +135,9 @@ def _write_weights(
     offset = 0
     for tensor in reader.tensors:
         shape = [int(size) for size in reversed(tensor.shape)]
-        end = offset + 2 * int(tensor.n_elements)
+        end = offset + 4 * int(tensor.n_elements)
         header[_tensor_name(tensor.name)] = {
-            "dtype": "BF16",
+            "dtype": "F32",
             "shape": shape,
             "data_offsets": [offset, end],
         }
@@ -152,7 +152,7 @@ def _write_weights(
                 array = unpermute(array, heads)
             if config["model_type"] == "llama" and ".attn_k." in tensor.name:
                 array = unpermute(array, key_heads)
-            file.write(to_bfloat16(array).tobytes())
+            file.write(np.ascontiguousarray(array).tobytes())
             progress(number / len(reader.tensors))
 
 
@@ -169,12 +169,6 @@ def unpermute(array: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     rows = array.shape[0]
     paired = array.reshape(heads, rows // heads // 2, 2, *array.shape[1:])
     return paired.swapaxes(1, 2).reshape(array.shape)
-
-
-def to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round to the nearest bfloat16, ties to even, as its 16 bits."""
-    bits = np.ascontiguousarray(array).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
 def _tokenizer(fields: Mapping[str, Any], source: Path) -> "Tokenizer":

@@ -24,7 +24,7 @@ from agentrft.inference import gguf
 Progress = Callable[[str, float], None]
 """Hears the current stage and the share of it that is done, 0 to 1."""
 
-_CONVERSION = 1
+_CONVERSION = 2
 """Raised whenever a conversion would give other files, so that caches are built anew."""
 _DOWNLOAD_TIMEOUT_S = 1800.0
 _PIP = (sys.executable, "-m", "pip")
