@@ -44,7 +44,7 @@ def demonstrate(row: Mapping[str, Any], style: Style = "short") -> list[dict[str
                 ],
             }
         )
-        result = run_tool(shop, name, arguments)
+        result = shop.run(name, arguments)
         messages.append({"role": "tool", "tool_call_id": call_id, "content": result})
     shop.close()
     return [*messages, {"role": "assistant", "content": reply(row)}]
@@ -96,24 +96,3 @@ def reply(row: Mapping[str, Any]) -> str:
     return wording.format(
         o=expect["look_up"], fact=expect["fact"], address=expect.get("address", "")
     )
-
-
-def run_tool(shop: Shop, name: str, arguments: Mapping[str, Any]) -> str:
-    """Run one tool of the shop by its name."""
-    match name:
-        case "find_customer":
-            return shop.find_customer(arguments["email"])
-        case "get_order":
-            return shop.get_order(arguments["order_id"])
-        case "cancel_order":
-            return shop.cancel_order(arguments["order_id"])
-        case "refund":
-            return shop.refund(arguments["order_id"], arguments["amount"])
-        case "change_address":
-            return shop.change_address(arguments["order_id"], arguments["address"])
-        case "search_policy":
-            return shop.search_policy(arguments["topic"])
-        case "hand_over":
-            return shop.hand_over(arguments["reason"])
-        case _:
-            raise ValueError(f"the shop has no tool {name!r}")

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-from shop import cents
+from shop import Shop, cents
 
-from agentrft.core.trajectory import Trajectory
+from agentrft import Trajectory
 
 LOOKED_UP = 0.1
 """Worth of looking the order up and then getting it wrong without harm."""
@@ -96,6 +96,20 @@ def _look_ups(order_id: str, trajectory: Trajectory) -> tuple[bool, bool]:
             for call in turn.message.tool_calls
         )
     return looked_up, blind
+
+
+def replayed(row: Mapping[str, Any], trajectory: Trajectory) -> tuple[tuple[str, str, str], ...]:
+    """Return the changes that the rollout's successful calls make to a fresh shop."""
+    shop = Shop(row["shop"])
+    succeeded = {
+        result.call_id for result in trajectory.tool_results if result.content.startswith("ok")
+    }
+    for call in trajectory.tool_calls:
+        if call.id in succeeded:
+            shop.run(call.name, json.loads(call.arguments))
+    changes = shop.changes()
+    shop.close()
+    return changes
 
 
 def _order_id(arguments: str) -> str:

@@ -16,7 +16,8 @@ from typing import Any, cast
 
 from tools import SupportDesk
 
-from agentrft.core.task import Task, ToolCall
+from agentrft import Task
+from agentrft.core.task import ToolCall
 
 MAX_BODY_BYTES = 1 << 20
 MAX_DESKS = 1024
@@ -38,10 +39,18 @@ class Desks:
                 self._desks[trace_id] = SupportDesk(task), threading.Lock()
             self._desks.move_to_end(trace_id)
             if len(self._desks) > MAX_DESKS:
-                self._desks.popitem(last=False)
+                _, (oldest, _) = self._desks.popitem(last=False)
+                oldest.teardown()
             desk, lock = self._desks[trace_id]
         with lock:
             return asyncio.run(desk.call_tool(call)).content
+
+    def close(self) -> None:
+        """Forget all rollouts."""
+        with self._lock:
+            for desk, _ in self._desks.values():
+                desk.teardown()
+            self._desks.clear()
 
 
 class DeskHandler(BaseHTTPRequestHandler):
@@ -64,11 +73,9 @@ class DeskHandler(BaseHTTPRequestHandler):
                 arguments=arguments if isinstance(arguments, str) else json.dumps(arguments),
             )
             trace_id, row, item_id = body["trace_id"], body["item"], body["id"]
-            shop = row["shop"]
+            output = cast(DeskServer, self.server).desks.call(trace_id, row, call)
         except (ValueError, KeyError, TypeError) as error:
             return self._send(400, {"error": f"not a tool call: {type(error).__name__}: {error}"})
-        desks = cast(DeskServer, self.server).desks
-        output = desks.call(trace_id, {"shop": shop}, call)
         return self._send(
             200,
             {
@@ -99,6 +106,11 @@ class DeskServer(ThreadingHTTPServer):
     def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", port), DeskHandler)
         self.desks = Desks()
+
+    def server_close(self) -> None:
+        """Stop listening and forget all rollouts."""
+        super().server_close()
+        self.desks.close()
 
 
 if __name__ == "__main__":

@@ -156,6 +156,26 @@ class Shop:
         self._record("hand over", "", "")
         return "ok ticket=open"
 
+    def run(self, tool: str, arguments: Mapping[str, Any]) -> str:
+        """Run a tool by its name."""
+        match tool:
+            case "find_customer":
+                return self.find_customer(**arguments)
+            case "get_order":
+                return self.get_order(**arguments)
+            case "cancel_order":
+                return self.cancel_order(**arguments)
+            case "refund":
+                return self.refund(**arguments)
+            case "change_address":
+                return self.change_address(**arguments)
+            case "search_policy":
+                return self.search_policy(**arguments)
+            case "hand_over":
+                return self.hand_over(**arguments)
+            case _:
+                return f"error: no tool {tool}"
+
     def changes(self) -> tuple[tuple[str, str, str], ...]:
         """Everything that was changed: kind, order and detail, in a comparable form."""
         rows = self._db.execute("SELECT kind, order_id, detail FROM changes").fetchall()

@@ -3,4 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "support_desk"))
+sys.path[:0] = [
+    str(Path(__file__).parent),
+    str(Path(__file__).parents[2] / "examples" / "support_desk"),
+]

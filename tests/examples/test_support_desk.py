@@ -11,6 +11,7 @@ from typing import Any
 
 import generate
 import pytest
+from desk import FOLDER, Row, Turns, played, read
 from expert import demonstrate, plan, reply
 from grading import MAX_REPLY_CHARACTERS
 from people import PEOPLE
@@ -18,71 +19,21 @@ from phrasings import PHRASINGS
 from shop import POLICIES, Shop
 from tools import SupportDesk
 
-from agentrft.core.task import Message, Task, ToolCall
-from agentrft.core.trajectory import StopReason, ToolResult, Trajectory, Turn
-from agentrft.rollout.environment import python_environment
+from agentrft.core.task import Message
+from agentrft.core.trajectory import StopReason
+from agentrft.inference.renderer import load_renderer
+from agentrft.rollout.environment import tools_of
 
-FOLDER = Path(__file__).parents[2] / "examples" / "support_desk"
 SPLITS = ("train", "validation", "holdout")
-Row = Mapping[str, Any]
-Turns = Sequence[Sequence[tuple[str, Mapping[str, Any]]]]
-
-
-def read(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text().splitlines()]
-
-
 ROWS = {split: read(split) for split in SPLITS}
 ALL = [row for split in SPLITS for row in ROWS[split]]
 SOME = [next(r for r in ROWS["holdout"] if r["family"] == family) for family in generate.FAMILIES]
 
 
-async def played(
-    row: Row, turns: Turns, text: str, stop: StopReason = StopReason.FINISHED
-) -> dict[str, float]:
-    """Grade a rollout that makes these calls, turn by turn, and then says `text`."""
-    task = Task(id=row["id"], messages=(), row=row)
-    environment = python_environment(SupportDesk)(task, "trace_0")
-    assert isinstance(environment, SupportDesk)
-    made: list[Turn] = []
-    for number, calls in enumerate(turns):
-        tool_calls = tuple(
-            ToolCall(id=f"{number}-{index}", name=name, arguments=json.dumps(arguments))
-            for index, (name, arguments) in enumerate(calls)
-        )
-        results = [await environment.call_tool(call) for call in tool_calls]
-        made.append(turn(Message(role="assistant", tool_calls=tool_calls), tuple(results)))
-    made.append(turn(Message(role="assistant", content=text)))
-    trajectory = Trajectory(
-        id="trace_0",
-        task_id=task.id,
-        model="scripted",
-        spec_hash="",
-        seed=0,
-        prompt=(),
-        turns=tuple(made),
-        stop_reason=stop,
-    )
-    grade = await environment.run_grade(trajectory)
-    await environment.close()
-    assert isinstance(grade, dict)
-    return grade
-
-
-def turn(message: Message, results: tuple[ToolResult, ...] = ()) -> Turn:
-    return Turn(
-        observation_ids=(),
-        action_ids=(),
-        behavior_logprobs=(),
-        first_version=0,
-        last_version=0,
-        message=message,
-        tool_results=results,
-    )
-
-
 def score(row: Row, turns: Turns, text: str, stop: StopReason = StopReason.FINISHED) -> float:
-    return asyncio.run(played(row, turns, text, stop))["score"]
+    found = asyncio.run(played(row, turns, text, stop)).score
+    assert found is not None
+    return found
 
 
 def one_by_one(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Turns:
@@ -125,9 +76,9 @@ def every_fact(row: Row) -> str:
 
 @pytest.mark.parametrize("style", ["short", "roundabout"])
 def test_the_expert_scores_one_on_every_task(style: Any):
-    async def all_scores() -> list[tuple[str, float]]:
+    async def all_scores() -> list[tuple[str, float | None]]:
         return [
-            (row["id"], (await played(row, one_by_one(plan(row, style)), reply(row)))["score"])
+            (row["id"], (await played(row, one_by_one(plan(row, style)), reply(row))).score)
             for row in ALL
         ]
 
@@ -378,6 +329,34 @@ def test_the_answer_is_not_in_the_prompt():
         (message,) = row["messages"]
         assert set(message) == {"role", "content"}
         assert not re.search(r"status=|total=|\d+\.\d\d", message["content"])
+
+
+def test_prompts_and_turns_fit_a_small_model(smollm2_folder: Path):
+    renderer = load_renderer(smollm2_folder)
+    system = Message(role="system", content=(FOLDER / "system.txt").read_text().strip())
+    specs = tuple(described.spec for described in tools_of(SupportDesk).values())
+    assert 6 <= len(specs) <= 8
+    assert len(renderer.start((system,), specs)) < 400
+    for row in SOME:
+        (request,) = row["messages"]
+        prompt = renderer.start((system, Message(**request)), specs)
+        assert len(prompt) < 400
+        for name, arguments in plan(row, "roundabout"):
+            call = (
+                f'<tool_call>{{"name": "{name}", "arguments": {json.dumps(arguments)}}}</tool_call>'
+            )
+            assert len(renderer.encode(call)) < 60
+        assert len(renderer.encode(reply(row))) < 60
+
+
+def test_requests_replies_and_results_are_short():
+    # The bounds in characters that keep the tokens of the test above in check for every row.
+    assert len((FOLDER / "system.txt").read_text()) < 700
+    for row in ALL:
+        messages = demonstrate(row, "roundabout")
+        assert len(messages[0]["content"]) < 120
+        assert len(messages[-1]["content"]) < 80
+        assert all(len(m["content"]) < 100 for m in messages if m["role"] == "tool")
 
 
 def test_every_policy_is_found_by_its_topic():
