@@ -15,7 +15,7 @@ class Grade:
 
     score: float | None
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Named components, reported beside the score; they do not add up to it unless the grader says so."""
+    """Named components, reported beside the score; no sum of them is implied."""
     explanation: str = ""
     failure: Failure | None = None
     grader: str = ""

@@ -54,7 +54,7 @@ class Weights:
 
     version: int
     tensors: Mapping[str, Any]
-    """Parameter name (as in the model's checkpoint) to tensor; only parameters that may have changed."""
+    """Parameter name (as in the model's checkpoint) to tensor; only those that may have changed."""
     canaries: tuple[Canary, ...]
 
 

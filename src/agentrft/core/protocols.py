@@ -35,7 +35,7 @@ class Completion:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Of each token, under the distribution it was drawn from (after temperature and top-p), in nats."""
+    """Of each token, under the distribution drawn from (after temperature and top-p), in nats."""
     finish_reason: FinishReason
     first_version: int
     last_version: int
@@ -67,7 +67,7 @@ class Environment(Protocol):
         ...
 
     async def call_tool(self, call: ToolCall) -> ToolResult:
-        """Run one call. The model's mistakes come back as error results; ToolError drops the rollout."""
+        """Run one call. The model's mistakes become error results; ToolError drops the rollout."""
         ...
 
     async def close(self) -> None:

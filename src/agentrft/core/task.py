@@ -67,7 +67,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """A conversation to imitate, tool calls and results included; the last message is the assistant's."""
+    """A conversation to imitate, tool results included; the last message is the assistant's."""
 
     id: str
     messages: tuple[Message, ...]
