@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -21,6 +21,7 @@ class CallThread(threading.Thread):
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._abandoned: Future[Any] | None = None
         self.start()
 
     @staticmethod
@@ -37,7 +38,17 @@ class CallThread(threading.Thread):
 
     async def call(self, call: Callable[[], T]) -> T:
         """Run a call and await its result. Cancelling stops the waiting, not the call."""
-        return await asyncio.wrap_future(self.submit(call))
+        future = self.submit(call)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            self._abandoned = future
+            raise
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a call that nobody waits for any more still runs."""
+        return self._abandoned is not None and self._abandoned.running()
 
     def stop(self) -> None:
         """End the thread once it has done what is queued."""

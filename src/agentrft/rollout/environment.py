@@ -122,12 +122,16 @@ class Environment(metaclass=_EnvironmentType):
 
     @final
     async def close(self) -> None:
-        """Tear down and end the thread."""
+        """Tear down and end the thread; behind a tool that hangs, as soon as that returns."""
+        thread = self._thread
         try:
-            await self._run(self.teardown)
+            if thread is not None and thread.stuck:
+                thread.submit(self.teardown)
+            else:
+                await self._run(self.teardown)
         finally:
-            if self._thread is not None:
-                self._thread.stop()
+            if thread is not None:
+                thread.stop()
 
     async def _run(self, call: Callable[[], object]) -> object:
         # Made by hand (a user's own test) there is no thread: calls run where they are made.

@@ -219,6 +219,8 @@ class _Episode:
             budget_tokens, bound = self._budget(len(prompt_ids))
             if budget_tokens <= 0:
                 return self._over(bound, len(prompt_ids))
+            if self.left_s() <= 0:
+                return self._out_of_time()
             self._check_append_only(context, observation_ids, prompt_ids)
             sampling_started_s = self.elapsed_s()
             completion = await self._sample(prompt_ids, budget_tokens)
