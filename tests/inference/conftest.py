@@ -94,6 +94,18 @@ def write_family(family: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def control_ids() -> Mapping[str, frozenset[int]]:
+    """The ids that text must never become, by family."""
+    ids: dict[str, frozenset[int]] = {}
+    for family, (_, specials, tags) in FAMILIES.items():
+        tokenizer = tiny_tokenizer(family)
+        found = (tokenizer.token_to_id(token) for token in (*specials, *tags))
+        ids[family] = frozenset(token for token in found if token is not None)
+        assert len(ids[family]) == len(specials) + len(tags)
+    return ids
+
+
+@pytest.fixture(scope="session")
 def renderers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ChatRenderer]:
     """A renderer of each family."""
     root = tmp_path_factory.mktemp("families")

@@ -41,6 +41,8 @@ def build_folder(
     `build` returns facts for the manifest. An intact folder is left alone; a damaged one raises
     ModelError unless `replace_damaged`. A full disk raises ModelError before or during the build.
     """
+    if not replace_damaged and folder.exists() and find_damage(folder) is None:
+        return  # without the lock, so that a cache may be read-only
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=_LOCK_TIMEOUT_S)
     try:

