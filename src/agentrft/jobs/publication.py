@@ -18,6 +18,9 @@ from agentrft.core.protocols import Sampler
 MOVE_RESOLUTION = 0.25
 """Standard error of the measured move, as a share of the full move, under which it is judged."""
 
+UNLIKELY = -3.0
+"""Canary tokens below this log-probability are left out of the bound: rounding is larger there, and
+a policy samples them rarely."""
 SMALLEST_MOVE = 1e-4
 """Root mean square move of the trainer's canary logprobs that is worth comparing, in nats."""
 
@@ -28,7 +31,7 @@ class Publication:
 
     version: int
     mean_difference: float
-    """Mean absolute difference of canary logprobs, sampler against trainer, in nats."""
+    """Mean absolute difference of likely canary tokens, sampler against trainer, in nats."""
     move: float | None
     """Share of the trainer's own move that the sampler followed; about 1. None if too small to tell."""
 
@@ -52,7 +55,8 @@ class Publisher:
         scored = await self._sampler.score([canary.token_ids for canary in weights.canaries])
         served = np.concatenate([np.asarray(row) for row in scored])
         trained = np.concatenate([np.asarray(canary.logprobs) for canary in weights.canaries])
-        difference = float(np.abs(served - trained).mean())
+        likely = trained > UNLIKELY if (trained > UNLIKELY).any() else np.ones_like(trained, bool)
+        difference = float(np.abs(served - trained)[likely].mean())
         if not difference <= self._bound:
             raise IdentityError(
                 f"the sampler does not serve policy version {weights.version}: canary logprobs differ "
