@@ -132,7 +132,7 @@ def _comparisons_table(comparisons: tuple[Comparison, ...]) -> Table:
     )
     for c in comparisons:
         table.add_row(
-            Text(f"{c.first} → {c.second}"),
+            Text(f"{c.second}\n- {c.first}"),
             f"{100 * c.pass_at_1.value:+.1f}",
             f"{100 * c.pass_at_1.low:+.1f} {100 * c.pass_at_1.high:+.1f}",
             "<.001" if c.adjusted_p < 0.001 else f"{c.adjusted_p:.3f}",
@@ -145,10 +145,10 @@ def _comparisons_table(comparisons: tuple[Comparison, ...]) -> Table:
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     for column in columns:
         first = column == columns[0]
-        table.add_column(column, justify="left" if first else "right", no_wrap=not first)
+        table.add_column(column, justify="left" if first else "right", no_wrap=True)
     return table
 
 

@@ -7,6 +7,7 @@ they sit in, not those of the type.
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -24,6 +25,7 @@ from agentrft.core.errors import ConfigError, StoreError
 T = TypeVar("T")
 
 _SHOWN_ERRORS = 5
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @cache
@@ -32,8 +34,17 @@ def _adapter(kind: type[T]) -> TypeAdapter[T]:
 
 
 def to_json(value: object) -> bytes:
-    """Return UTF-8 JSON of a core dataclass; NaN and infinities stay readable by `from_json`."""
-    return pydantic_core.to_json(value, inf_nan_mode="constants")
+    """Return UTF-8 JSON of a core dataclass; NaN and infinities stay readable by `from_json`.
+
+    Half a surrogate pair, which a tool's JSON can contain but UTF-8 cannot, becomes U+FFFD.
+    """
+    try:
+        return pydantic_core.to_json(value, inf_nan_mode="constants")
+    except pydantic_core.PydanticSerializationError as error:
+        if "surrogates not allowed" not in str(error):
+            raise
+        text = json.dumps(pydantic_core.to_jsonable_python(value), ensure_ascii=False)
+        return _LONE_SURROGATE.sub("\ufffd", text).encode()
 
 
 def from_json(kind: type[T], text: bytes | str) -> T:

@@ -22,25 +22,26 @@ class Database:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._engine = _engine(file)
+        self.engine = _engine(file)
+        """Raw access, for watching statements; use the transactions below for work."""
         self._migrate()
 
     @contextmanager
     def reading(self) -> Generator[Connection]:
         """Open a consistent snapshot."""
-        with self._translated(), self._engine.connect() as connection:
+        with self._translated(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Generator[Connection]:
         """Open a write transaction; it commits at the end of the block or leaves nothing."""
-        writer = self._engine.execution_options(immediate=True)
+        writer = self.engine.execution_options(immediate=True)
         with self._translated(), writer.begin() as connection:
             yield connection
 
     def close(self) -> None:
         """Close every connection."""
-        self._engine.dispose()
+        self.engine.dispose()
 
     @contextmanager
     def _translated(self) -> Generator[None]:

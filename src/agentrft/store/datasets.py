@@ -97,7 +97,13 @@ def _json_object(line: bytes) -> dict[str, Any]:
         raise _RowError("nested too deeply") from None
     if not isinstance(row, dict):
         raise _RowError(f"is {_kind(row)}; each line must be a JSON object")
+    if b"\\u" in line and _has_lone_surrogate(json.dumps(row, ensure_ascii=False)):
+        raise _RowError("has half of a surrogate pair (\\ud800 to \\udfff), which is not text")
     return cast(dict[str, Any], row)
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 from agentrft.core.grade import Outcome
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Store
-from agentrft.core.run import RolloutRecord, Run, Split
+from agentrft.core.run import Event, Record, RolloutRecord, Run, Split, StepMetrics
 from agentrft.core.trajectory import StopReason
 
 T = TypeVar("T")
@@ -96,3 +96,16 @@ def summary_of(record_id: int, record: RolloutRecord) -> TrajectorySummary:
         observed_tokens=trajectory.observed_tokens,
         duration_s=trajectory.duration_s,
     )
+
+
+def kind_of(record: Record) -> str:
+    """Return the name under which records like this are kept and counted."""
+    match record:
+        case Event():
+            return "events"
+        case StepMetrics():
+            return "metrics"
+        case Checkpoint():
+            return "checkpoints"
+        case RolloutRecord():
+            return "trajectories"

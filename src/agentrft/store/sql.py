@@ -9,7 +9,6 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, s
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import IntegrityError
 
-from agentrft.core.errors import StoreError
 from agentrft.core.grade import Outcome
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Page
@@ -18,7 +17,8 @@ from agentrft.core.trajectory import StopReason
 from agentrft.store import schema
 from agentrft.store.codec import from_json, to_json
 from agentrft.store.database import Database
-from agentrft.store.listing import Listing, TrajectorySummary, summary_of
+from agentrft.store.errors import no_run, no_trajectory, second_result
+from agentrft.store.listing import Listing, TrajectorySummary, kind_of, summary_of
 
 R = TypeVar("R", bound=Record)
 
@@ -51,7 +51,7 @@ class SqlStore:
         """Return one run. Raises StoreError if there is none of this id."""
         run = self.find_run(run_id)
         if run is None:
-            raise _no_run(run_id)
+            raise no_run(run_id)
         return run
 
     def find_run(self, run_id: str) -> Run | None:
@@ -85,12 +85,12 @@ class SqlStore:
         """
         with self._database.writing() as connection:
             if not _exists(connection, run_id):
-                raise _no_run(run_id)
+                raise no_run(run_id)
             for record in records:
                 try:
                     _insert(connection, run_id, record)
                 except IntegrityError as error:
-                    raise _second_result(run_id, record) from error
+                    raise second_result(run_id, record) from error
 
     def read(self, run_id: str, kind: type[R], *, after: int = 0, limit: int = 100) -> Page[R]:
         """Read records of one kind in append order."""
@@ -144,7 +144,7 @@ class SqlStore:
         with self._database.reading() as connection:
             record = connection.execute(query).scalar()
         if record is None:
-            raise StoreError(f"no trajectory {record_id} in this home")
+            raise no_trajectory(record_id)
         return _decode(RolloutRecord, record)
 
     def latest_checkpoint(self, run_id: str) -> Checkpoint | None:
@@ -187,7 +187,8 @@ def _insert(connection: Connection, run_id: str, record: Record) -> None:
             columns["level"] = record.level
             connection.execute(insert(schema.events).values(columns | body))
         case StepMetrics() | Checkpoint():
-            connection.execute(insert(_table(type(record))).values(columns | body))
+            table = schema.metadata.tables[kind_of(record)]
+            connection.execute(insert(table).values(columns | body))
 
 
 def _table(kind: type[Record]) -> Table:
@@ -211,15 +212,4 @@ def _summary(row: Mapping[Any, Any]) -> TrajectorySummary:
         outcome=Outcome(columns.pop("outcome")),
         stop_reason=StopReason(columns.pop("stop_reason")),
         **columns,
-    )
-
-
-def _no_run(run_id: str) -> StoreError:
-    return StoreError(f"no run {run_id!r} in this home; list them or check --home")
-
-
-def _second_result(run_id: str, record: Record) -> StoreError:
-    return StoreError(
-        f"run {run_id!r} already has a {type(record).__name__} of step {record.step}; "
-        "each step has one result, rewind the run before repeating it"
     )
