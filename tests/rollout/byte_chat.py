@@ -2,17 +2,17 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from agentrft.core.config import Limits
 from agentrft.core.policy import AgentSpec, Policy
-from agentrft.core.protocols import Grader, OpenEnvironment, Sampler, SampleRequest
+from agentrft.core.protocols import Grader, OpenEnvironment, Sampler
 from agentrft.core.task import Message, Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import ParseFailure
 from agentrft.graders.environment import EnvironmentGrader
-from agentrft.inference.scripted import ScriptedSampler
+from agentrft.inference.scripted import Script, ScriptedSampler
 from agentrft.rollout.episode import Renderer, RolloutSetup
 
 START, END = 0x110000, 0x110001
@@ -93,23 +93,26 @@ def a_task(text: str = "hello", **row: Any) -> Task:
     return Task(id="task-1", messages=(Message(role="user", content=text),), row=row)
 
 
-def a_policy(spec: AgentSpec | None = None, **limits: Any) -> Policy:
+def a_policy(spec: AgentSpec | None = None, /, **limits: Any) -> Policy:
     roomy: dict[str, Any] = {"max_context_tokens": 100_000, **limits}
     return Policy(model="test", version=0, spec=spec or AgentSpec(limits=Limits(**roomy)))
 
 
 def a_setup(
-    script: Sequence[Sequence[int]] | Callable[[SampleRequest], Sequence[int]] | Sampler,
+    sampler: Script | Sampler,
     open_environment: OpenEnvironment,
     *,
     policy: Policy | None = None,
     renderer: Renderer | None = None,
     grader: Grader | None = None,
 ) -> RolloutSetup:
-    is_script = callable(script) or isinstance(script, Sequence)
     return RolloutSetup(
         policy=policy or a_policy(),
-        sampler=ScriptedSampler(script) if is_script else script,
+        sampler=(
+            ScriptedSampler(sampler)
+            if callable(sampler) or isinstance(sampler, Sequence)
+            else sampler
+        ),
         renderer=renderer or ByteChat(),
         open_environment=open_environment,
         grader=grader or EnvironmentGrader(),

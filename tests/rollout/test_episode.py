@@ -2,6 +2,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from byte_chat import END, ByteChat, a_policy, a_setup, a_task, calls, decode, encode, says
@@ -53,7 +54,7 @@ class Desk(Environment):
         """Fail."""
         raise ZeroDivisionError("no luck")
 
-    def grade(self, trajectory: Trajectory) -> dict[str, float]:
+    def grade(self, trajectory: Trajectory) -> object:
         return {"score": float("shipped" in trajectory.output_text), "asked": len(self.asked)}
 
 
@@ -153,7 +154,13 @@ def test_a_renderer_that_gives_the_history_again_is_refused() -> None:
 
 
 class CannotExtend(ByteChat):
-    def extend(self, *args: object) -> None:
+    def extend(
+        self,
+        prompt_ids: Sequence[int],
+        completion_ids: Sequence[int],
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec],
+    ) -> None:
         return None
 
 
@@ -309,9 +316,10 @@ def chatter(request: SampleRequest) -> tuple[int, ...]:
     ],
 )
 def test_each_limit_stops_a_rollout_that_is_still_graded(
-    limits: dict[str, int], reason: StopReason
+    limits: dict[str, Any], reason: StopReason
 ) -> None:
-    policy = a_policy(**{"max_turns": 100, "max_tool_calls": 100, "max_tokens": 10_000, **limits})
+    roomy: dict[str, Any] = {"max_turns": 100, "max_tool_calls": 100, "max_tokens": 10_000}
+    policy = a_policy(**{**roomy, **limits})
     setup = a_setup(chatter, python_environment(Desk), policy=policy)
     graded = play(setup)
     assert graded.trajectory.stop_reason is reason
