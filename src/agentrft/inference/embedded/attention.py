@@ -17,9 +17,9 @@ def attend(
     """
     mask_S1LT = None if mask_SLT is None else mask_SLT.unsqueeze(1)
     if q_SHLD.device.type == "cpu":
-        # PyTorch's own flash kernel: it alone among the public paths hands out the log-sum-exp,
+        # PyTorch's own flash kernel: no public function hands out the log-sum-exp,
         # and it groups query heads without copying keys.
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
             q_SHLD, k_SKTD, v_SKTD, attn_mask=mask_S1LT
         )
     return _attend_by_matmul(q_SHLD, k_SKTD, v_SKTD, mask_S1LT)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from agentrft.core.errors import SamplerError
+
 _BLOCK = 256
 _NUCLEUS = 512
 
@@ -32,6 +34,7 @@ def draw(
     `top_p` of the mass, renormalised. At temperature 0
     the token is the argmax, whose own distribution is a point mass, so the log-probability
     reported is that of temperature 1. Tokens are drawn by inverse CDF in vocabulary order.
+    Raises SamplerError for logits that are not numbers.
     """
     greedy = [t == 0 for t in temperatures]
     logits_SV = logits_SV.float()
@@ -46,6 +49,8 @@ def draw(
         mass_SV[cut] = _nucleus(mass_SV[cut], [top_ps[i] for i in cut])
     u_S = torch.tensor(uniforms, dtype=torch.float64, device=logits_SV.device)
     token_S, total_S = _inverse_cdf(mass_SV, u_S)
+    if not bool(total_S.isfinite().all()):
+        raise SamplerError("the model's logits are not finite; its weights are broken or diverged")
     if best_S is not None:
         greedy_S = torch.tensor(greedy, device=logits_SV.device)
         token_S = torch.where(greedy_S, best_S, token_S)

@@ -1,0 +1,280 @@
+"""Requests join, share, leave, fail and survive new weights without disturbing each other."""
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from agentrft.core.config import EngineConfig
+from agentrft.core.errors import SamplerError
+from agentrft.core.policy import Weights
+from agentrft.core.protocols import Completion, SampleRequest
+from agentrft.core.trajectory import FinishReason
+from agentrft.inference.embedded.engine import EmbeddedEngine
+
+from .conftest import CONFIGS, VOCABULARY, save_model
+
+CONTEXT = 448
+CONFIG = EngineConfig(dtype="float32", threads=1, max_sequences=8)
+
+
+def tokens(count: int, seed: int) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randrange(VOCABULARY) for _ in range(count)]
+
+
+def request(
+    prompt: Sequence[int], max_tokens: int = 12, temperature: float = 1.0, seed: int = 0
+) -> SampleRequest:
+    return SampleRequest(
+        prompt_ids=tuple(prompt), max_tokens=max_tokens, temperature=temperature, seed=seed
+    )
+
+
+@pytest.fixture
+def engine(model_folder: Path) -> Iterator[EmbeddedEngine]:
+    engine = EmbeddedEngine(model_folder, CONFIG, max_context_tokens=CONTEXT)
+    yield engine
+    engine.close()
+
+
+def together(engine: EmbeddedEngine, requests: Sequence[SampleRequest]) -> list[Completion]:
+    async def run() -> list[Completion]:
+        return await asyncio.gather(*(engine.sample(r) for r in requests))
+
+    return asyncio.run(run())
+
+
+def alone(folder: Path, requests: Sequence[SampleRequest]) -> list[Completion]:
+    """Each on an engine that has seen nothing else."""
+    completions: list[Completion] = []
+    for one in requests:
+        engine = EmbeddedEngine(folder, CONFIG, max_context_tokens=CONTEXT)
+        completions += together(engine, [one])
+        engine.close()
+    return completions
+
+
+def test_the_same_seed_draws_the_same_tokens_alone_and_in_a_batch(
+    engine: EmbeddedEngine, model_folder: Path
+) -> None:
+    shared = tokens(70, 0)
+    requests = [request(shared + tokens(1 + n % 5, n), seed=n // 2) for n in range(20)]
+    batched = together(engine, requests)
+    for one, other in zip(batched, alone(model_folder, requests), strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    assert len({c.token_ids for c in batched}) > 10
+
+
+def test_a_cold_prefix_is_computed_once_for_all_who_want_it(engine: EmbeddedEngine) -> None:
+    prefix = tokens(200, 0)
+    completions = together(engine, [request([*prefix, n, n + 1], seed=n) for n in range(40)])
+    assert engine.stats.prefilled_tokens <= 202 + 39 * 2
+    assert sum(c.cached_tokens == 0 for c in completions) == 1
+    assert engine.stats.cached_tokens == sum(c.cached_tokens for c in completions) == 39 * 200
+    assert engine.stats.sampled_tokens == 40 * 12
+
+
+def test_results_survive_eviction_under_pressure(model_folder: Path) -> None:
+    config = EngineConfig(dtype="float32", threads=1, max_sequences=2, cached_sequences=1)
+    engine = EmbeddedEngine(model_folder, config, max_context_tokens=CONTEXT)
+    # Eleven prefixes shared in pairs: more trunks wanted than are kept, more rows than exist.
+    requests = [request(tokens(70 + n % 11, n % 11) + tokens(3, n), seed=n) for n in range(22)] * 2
+    completions = together(engine, requests)
+    engine.close()
+    expected = alone(model_folder, requests[:22]) * 2
+    assert [c.token_ids for c in completions] == [c.token_ids for c in expected]
+
+
+def test_the_stop_token_ends_a_completion_and_is_its_last_token(engine: EmbeddedEngine) -> None:
+    (free,) = together(engine, [request(tokens(20, 1), temperature=0)])
+    assert free.finish_reason is FinishReason.LENGTH
+    assert len(free.token_ids) == len(free.logprobs) == 12
+    stop = free.token_ids[4]
+    first = free.token_ids.index(stop)
+    (stopped,) = together(
+        engine,
+        [
+            SampleRequest(
+                prompt_ids=tuple(tokens(20, 1)),
+                max_tokens=12,
+                temperature=0,
+                stop_token_ids=(VOCABULARY - 1, stop),
+            )
+        ],
+    )
+    assert stopped.finish_reason is FinishReason.STOP
+    assert stopped.token_ids == free.token_ids[: first + 1]
+
+
+def test_a_completion_ends_where_the_context_does(engine: EmbeddedEngine) -> None:
+    (completion,) = together(engine, [request(tokens(CONTEXT - 5, 0), max_tokens=99)])
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert len(completion.token_ids) == 5
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (request(tokens(CONTEXT, 0)), f"{CONTEXT} tokens and the context holds {CONTEXT}"),
+        (request(tokens(CONTEXT + 9, 0)), f"{CONTEXT + 9} tokens .* holds {CONTEXT}"),
+        (request([]), "empty"),
+        (request([1, VOCABULARY]), f"vocabulary has {VOCABULARY}"),
+        (request([1], max_tokens=0), "max_tokens is 0"),
+        (request([1], temperature=-1.0), "temperature -1"),
+    ],
+)
+def test_a_request_that_cannot_be_served_says_why(
+    engine: EmbeddedEngine, bad: SampleRequest, message: str
+) -> None:
+    with pytest.raises(SamplerError, match=message):
+        together(engine, [bad])
+    assert together(engine, [request([1])])[0].token_ids
+
+
+def test_at_its_deadline_a_request_returns_what_it_has(engine: EmbeddedEngine) -> None:
+    prompt = tokens(20, 0)
+    (free,) = together(engine, [request(prompt, max_tokens=400)])
+    for deadline_s in (0.0, 0.02):
+        timed = SampleRequest(prompt_ids=tuple(prompt), max_tokens=400, deadline_s=deadline_s)
+        (completion,) = together(engine, [timed])
+        assert completion.finish_reason is FinishReason.DEADLINE
+        assert completion.token_ids == free.token_ids[: len(completion.token_ids)]
+        assert len(completion.token_ids) < 400
+
+
+def test_cancelling_the_awaiting_task_frees_the_row(model_folder: Path) -> None:
+    config = EngineConfig(dtype="float32", threads=1, max_sequences=1)
+    engine = EmbeddedEngine(model_folder, config, max_context_tokens=CONTEXT)
+
+    async def run() -> Completion:
+        running = asyncio.create_task(engine.sample(request([1, 2], max_tokens=440)))
+        waiting = asyncio.create_task(engine.sample(request([3, 4], max_tokens=440)))
+        last = asyncio.create_task(engine.sample(request([5, 6], max_tokens=3)))
+        while not engine.stats.sampled_tokens:
+            await asyncio.sleep(0)
+        waiting.cancel()
+        running.cancel()
+        completion = await last
+        assert running.cancelled() and waiting.cancelled()
+        return completion
+
+    completion = asyncio.run(run())
+    engine.close()
+    assert len(completion.token_ids) == 3
+    assert engine.stats.sampled_tokens < 440
+
+
+def test_one_engine_serves_one_event_loop_after_another(engine: EmbeddedEngine) -> None:
+    first = together(engine, [request([1, 2, 3], seed=5)])
+    second = together(engine, [request([1, 2, 3], seed=5)])
+    assert first[0].token_ids == second[0].token_ids
+
+
+def state(folder: Path, seed: int, *parts: str) -> dict[str, torch.Tensor]:
+    """Parameters of another random model, those whose name holds one of `parts`."""
+    model = save_model(CONFIGS["llama"], folder, seed)
+    names = model.state_dict().items()
+    return {n: t for n, t in names if not parts or any(part in n for part in parts)}
+
+
+@pytest.mark.parametrize("parts", [(), ("k_proj", "up_proj"), ("embed_tokens",), ("layernorm",)])
+def test_loaded_weights_answer_like_a_freshly_opened_engine(
+    engine: EmbeddedEngine, model_folder: Path, tmp_path: Path, parts: tuple[str, ...]
+) -> None:
+    new = state(tmp_path / "other", 7, *parts)
+    mixed = save_model(CONFIGS["llama"], tmp_path / "mixed", seed=0)
+    before = together(engine, [request(tokens(90, 1), seed=3)])[0]
+    mixed.load_state_dict(new, strict=False)
+    mixed.save_pretrained(tmp_path / "mixed")
+
+    asyncio.run(engine.load(Weights(version=4, tensors=new, canaries=())))
+    after = together(engine, [request(tokens(90, 1), seed=3)])[0]
+    (fresh,) = alone(tmp_path / "mixed", [request(tokens(90, 1), seed=3)])
+    assert after.token_ids == fresh.token_ids != before.token_ids
+    assert after.logprobs == pytest.approx(fresh.logprobs, abs=1e-4)
+    assert after.cached_tokens == 0
+    assert (before.first_version, before.last_version) == (0, 0)
+    assert (after.first_version, after.last_version) == (4, 4)
+    assert model_folder.exists()
+
+
+def test_requests_under_way_go_on_under_new_weights(
+    engine: EmbeddedEngine, model_folder: Path, tmp_path: Path
+) -> None:
+    new = state(tmp_path, 7)
+    prompts = [tokens(70, 1) + tokens(5, n) for n in range(3)]
+
+    async def run() -> list[Completion]:
+        tasks = [asyncio.create_task(engine.sample(request(p, 300, 0))) for p in prompts]
+        while engine.stats.sampled_tokens < 9:
+            await asyncio.sleep(0)
+        await engine.load(Weights(version=1, tensors=new, canaries=()))
+        return await asyncio.gather(*tasks)
+
+    for prompt, completion in zip(prompts, asyncio.run(run()), strict=True):
+        assert (completion.first_version, completion.last_version) == (0, 1)
+        (old,) = alone(model_folder, [request(prompt, 300, 0)])
+        same = [a == b for a, b in zip(completion.token_ids, old.token_ids, strict=True)]
+        swapped = same.index(False)
+        assert swapped > 0
+        # The old weights may by chance have chosen what the new ones would: look back a little.
+        continued = alone(
+            tmp_path,
+            [
+                request([*prompt, *completion.token_ids[:k]], 300 - k, 0)
+                for k in range(max(swapped - 3, 1), swapped + 1)
+            ],
+        )
+        tails = [completion.token_ids[-len(c.token_ids) :] for c in continued]
+        assert any(c.token_ids == tail for c, tail in zip(continued, tails, strict=True))
+
+
+def test_weights_that_do_not_fit_change_nothing(engine: EmbeddedEngine, tmp_path: Path) -> None:
+    before = together(engine, [request(tokens(30, 1))])[0]
+    good = state(tmp_path, 7)
+    wrong = {**good, "model.norm.weight": torch.zeros(5)}
+    with pytest.raises(SamplerError, match=r"model\.norm\.weight.*\(5,\).*\(48,\)"):
+        asyncio.run(engine.load(Weights(version=1, tensors=wrong, canaries=())))
+    unknown = {**good, "model.layers.9.self_attn.q_proj.weight": torch.zeros(48, 48)}
+    with pytest.raises(SamplerError, match=r"layers\.9"):
+        asyncio.run(engine.load(Weights(version=1, tensors=unknown, canaries=())))
+    after = together(engine, [request(tokens(30, 1))])[0]
+    assert (after.token_ids, after.last_version) == (before.token_ids, 0)
+
+
+def test_a_failing_step_fails_its_requests_and_leaves_the_engine_usable(
+    engine: EmbeddedEngine, tmp_path: Path
+) -> None:
+    good = state(tmp_path, 7)
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in good.items()}
+    asyncio.run(engine.load(Weights(version=1, tensors=broken, canaries=())))
+
+    async def run() -> list[Completion | BaseException]:
+        requests = [request(tokens(20, n)) for n in range(12)]
+        return await asyncio.gather(*map(engine.sample, requests), return_exceptions=True)
+
+    results = asyncio.run(run())
+    assert all(isinstance(r, SamplerError) and "not finite" in str(r) for r in results)
+    asyncio.run(engine.load(Weights(version=2, tensors=good, canaries=())))
+    (healed,) = together(engine, [request(tokens(20, 0))])
+    (fresh,) = alone(tmp_path, [request(tokens(20, 0))])
+    assert healed.token_ids == fresh.token_ids
+
+
+def test_closing_fails_whoever_waits_and_whoever_comes_later(engine: EmbeddedEngine) -> None:
+    async def run() -> None:
+        task = asyncio.create_task(engine.sample(request([1], max_tokens=440)))
+        while not engine.stats.sampled_tokens:
+            await asyncio.sleep(0)
+        await asyncio.to_thread(engine.close)
+        with pytest.raises(SamplerError, match="was closed"):
+            await task
+        with pytest.raises(SamplerError, match="is closed"):
+            await engine.sample(request([1]))
+
+    asyncio.run(run())
