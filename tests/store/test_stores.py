@@ -90,7 +90,7 @@ def checkpoint(step: int) -> Checkpoint:
 
 def test_a_run_comes_back_and_can_be_replaced(store: RunStore) -> None:
     store.put_run(run())
-    assert store.run("r1") == run()
+    assert store.run("r1") == store.find_run("r1") == run()
     done = run(status=RunStatus.SUCCEEDED, finished_at=9.0, result={"pass_at_1": 0.5})
     store.put_run(done)
     assert store.run("r1") == done
@@ -219,6 +219,7 @@ def test_what_is_not_there_is_named(store: RunStore) -> None:
         store.run("r9")
     with pytest.raises(StoreError, match="no trajectory 41"):
         store.trajectory(41)
+    assert store.find_run("r9") is None
     assert store.latest_checkpoint("r9") is None
     assert store.read("r9", Event).items == ()
 

@@ -4,6 +4,7 @@ Labels come from datasets and are escaped, since Plotly reads tags in labels. Co
 grid lines come from the page's style sheet, so that light and dark both work.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -31,6 +32,7 @@ class Figure:
 def figures(summary: Summary) -> tuple[Figure, ...]:
     """Return the charts that this summary has numbers for."""
     return (
+        *_imitation(summary),
         *_reward(summary),
         *_effort(summary),
         *_families(summary),
@@ -66,6 +68,42 @@ def _reward(summary: Summary) -> Sequence[Figure]:
     )
 
 
+def _imitation(summary: Summary) -> Sequence[Figure]:
+    """Loss of stages that train without rollouts."""
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": escape(stage.name),
+            "x": [metrics.step for metrics in stage.metrics],
+            "y": [_drawable(metrics.values["loss"]) for metrics in stage.metrics],
+            "line": {"color": color(index), "width": 2},
+            "showlegend": True,
+            "hovertemplate": "step %{x}: %{y:.3f}<extra></extra>",
+        }
+        for index, stage in enumerate(summary.stages)
+        if not stage.training
+        and len(stage.metrics) > 1
+        and all("loss" in metrics.values for metrics in stage.metrics)
+    ]
+    if not traces:
+        return ()
+    axes = {"xaxis": {"title": {"text": "optimizer step"}}, "yaxis": {"title": {"text": "loss"}}}
+    return (
+        Figure(
+            title="Imitation loss",
+            caption="Loss of each step's demonstrations.",
+            traces=traces,
+            layout=_layout(**axes),
+            height_px=240,
+        ),
+    )
+
+
+def _drawable(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _effort(summary: Summary) -> Sequence[Figure]:
     traces: list[dict[str, Any]] = []
     for index, stage in enumerate(summary.stages):
@@ -92,7 +130,7 @@ def _effort(summary: Summary) -> Sequence[Figure]:
 
 
 def _families(summary: Summary) -> Sequence[Figure]:
-    stages = [(i, s, s.holdout) for i, s in enumerate(summary.stages) if s.holdout is not None]
+    stages = [(i, s, s.measured) for i, s in enumerate(summary.stages) if s.measured is not None]
     names = sorted({family.name for _, _, seen in stages for family in seen.families})
     if len(names) < 2:
         return ()
@@ -123,7 +161,7 @@ def _families(summary: Summary) -> Sequence[Figure]:
     return (
         Figure(
             title="Before and after, by task family",
-            caption="pass@1 on holdout tasks with 95% Wilson intervals. Small families have wide "
+            caption="pass@1 with 95% Wilson intervals. Small families have wide "
             "intervals; compare them with care.",
             traces=traces,
             layout=_layout(xaxis={"range": [-0.02, 1.02], "tickformat": ".0%"}, yaxis=ticks),
@@ -170,7 +208,7 @@ def _spread(index: int, stage: StageSummary) -> Figure:
     }
     return Figure(
         title=f"Spread per task: {stage.name}",
-        caption=f"Each bar is the last group of one {stage.spread_split} task. A cross far above "
+        caption=f"Each bar is the last group of one task ({stage.spread_split}). A cross far above "
         "its bar is success that the policy can reach but does not yet repeat.",
         traces=[bars, best],
         layout=_layout(

@@ -18,7 +18,7 @@ from agentrft.measure.summary import (
     Measured,
     ReportInput,
     Summary,
-    holdout,
+    measured_tasks,
     score_of,
 )
 
@@ -42,7 +42,7 @@ def page(given: ReportInput, summary: Summary) -> str:
         (
             _header(given),
             *(f'<p class="warning">{escape(text)}</p>' for text in summary.warnings),
-            _cards(summary),
+            _cards(given, summary),
             _comparisons(summary.comparisons),
             *(_figure(f"figure-{i}", figure) for i, figure in enumerate(charts)),
             _samples(given),
@@ -91,17 +91,18 @@ def _header(given: ReportInput) -> str:
     return f'<h1>{escape(given.project)}</h1>\n<div class="facts soft">{shown}</div>'
 
 
-def _cards(summary: Summary) -> str:
+def _cards(given: ReportInput, summary: Summary) -> str:
     cards = "".join(
-        _card(index, stage.name, stage.holdout) for index, stage in enumerate(summary.stages)
+        _card(index, stage.name, given.split, stage.measured)
+        for index, stage in enumerate(summary.stages)
     )
     return f'<div class="cards">{cards}</div>'
 
 
-def _card(index: int, name: str, seen: Measured | None) -> str:
+def _card(index: int, name: str, split: str, seen: Measured | None) -> str:
     opening = f'<section class="panel card" style="--stage:{color(index)}"><h3>{escape(name)}</h3>'
     if seen is None:
-        return f'{opening}<p class="soft">not measured on the holdout</p></section>'
+        return f'{opening}<p class="soft">not measured</p></section>'
     rate = seen.pass_at_1
     repeats = (
         f"<br>pass@{seen.repeats} {seen.pass_at_k:.1%}, pass^{seen.repeats} {seen.pass_hat_k:.1%}"
@@ -111,7 +112,7 @@ def _card(index: int, name: str, seen: Measured | None) -> str:
     dropped = f"<br>{seen.dropped} rollouts dropped" if seen.dropped else ""
     return (
         f'{opening}<div class="rate">{rate.value:.1%}</div>{_interval_svg(rate, color(index))}'
-        f'<div class="soft">pass@1 on {seen.tasks} holdout tasks, '
+        f'<div class="soft">pass@1 on {seen.tasks} {split} tasks, '
         f"95% interval {100 * rate.low:.1f} to {100 * rate.high:.1f}%{repeats}{dropped}<br>"
         f"score {seen.score.value:.3f} · {seen.tool_calls.value:.2f} tool calls · "
         f"{seen.sampled_tokens.value:.0f} tokens · {seen.seconds.value:.2f} s per task"
@@ -185,7 +186,7 @@ def _samples(given: ReportInput) -> str:
     measured = [
         (index, stage.name, tasks)
         for index, stage in enumerate(given.stages)
-        if (tasks := holdout(stage))
+        if (tasks := measured_tasks(stage, given.split))
     ]
     if not measured:
         return ""
@@ -277,7 +278,7 @@ def _block(label: str, text: str, kind: str = "") -> str:
 
 
 def _method(given: ReportInput, summary: Summary) -> str:
-    seen = next((s.holdout for s in summary.stages if s.holdout is not None), None)
+    seen = next((s.measured for s in summary.stages if s.measured is not None), None)
     intervals = seen.pass_at_1.method if seen else "none"
     total = sum(given.phase_s.values())
     phases = "".join(
@@ -294,7 +295,7 @@ def _method(given: ReportInput, summary: Summary) -> str:
         "Repeats of a task are never counted as new tasks. Rollouts that failed for reasons "
         "outside the model are dropped and counted, never scored. Differences speak about more "
         "tasks of these families, not about new families. "
-        f"This holdout has been measured {given.holdout_looks} time(s).</p>"
+        "</p>"
         f'<details class="panel"><summary>Settings of this run</summary><pre>{settings}</pre>'
         "</details>"
     )

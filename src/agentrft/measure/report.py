@@ -6,7 +6,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +57,8 @@ class ReportFiles:
 
 def build_report(given: ReportInput) -> Report:
     """Measure every stage and compare each with the one before."""
-    return Report(given=given, summary=summarize(given))
+    shown = replace(given, config=cast(dict[str, Any], _without_secrets(given.config)))
+    return Report(given=shown, summary=summarize(given))
 
 
 def write_report(report: Report, folder: Path) -> ReportFiles:
@@ -83,6 +84,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "created_at": given.created_at,
         "seeds": given.seeds,
         "pass_threshold": given.pass_threshold,
+        "split": given.split,
         "holdout_looks": given.holdout_looks,
         "phase_s": given.phase_s,
         "config": given.config,
@@ -102,7 +104,7 @@ def terminal(report: Report) -> RenderableType:
 
 def _stages_table(report: Report) -> Table:
     table = _table(
-        f"{report.given.project} on the holdout",
+        f"{report.given.project} on the {report.given.split} tasks",
         ("stage", "tasks", "pass@1", "95%", "score", "tools", "tokens", "s/task"),
     )
     for stage in report.summary.stages:
@@ -111,7 +113,7 @@ def _stages_table(report: Report) -> Table:
 
 
 def _stage_cells(stage: StageSummary) -> list[str]:
-    seen = stage.holdout
+    seen = stage.measured
     if seen is None:
         return ["0", *["-"] * 6]
     return [
@@ -150,6 +152,21 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
         first = column == columns[0]
         table.add_column(column, justify="left" if first else "right", no_wrap=True)
     return table
+
+
+def _without_secrets(value: object) -> object:
+    """Blank the values of every `headers` table: tools get their tokens there."""
+    if isinstance(value, Mapping):
+        mapping = cast(Mapping[str, object], value)
+        return {
+            key: dict.fromkeys(cast(Mapping[str, object], item), "(hidden)")
+            if key == "headers" and isinstance(item, Mapping)
+            else _without_secrets(item)
+            for key, item in mapping.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_secrets(item) for item in cast(list[object], value)]
+    return value
 
 
 def _finite(value: object) -> object:

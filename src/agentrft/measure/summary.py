@@ -34,7 +34,7 @@ class StageResult:
     name: str
     """As shown, e.g. `base`, `warm start`, `reinforcement`."""
     records: Sequence[RolloutRecord]
-    """Holdout rollouts are compared; training and validation rollouts are drawn by their step."""
+    """Those of the report's split are compared; training and validation are drawn by their step."""
     metrics: Sequence[StepMetrics] = ()
 
 
@@ -56,6 +56,8 @@ class ReportInput:
     """Wall seconds by phase."""
     created_at: float = 0.0
     """Unix time."""
+    split: Split = "holdout"
+    """Which rollouts measure a stage."""
     holdout_looks: int = 1
     """How often this holdout has been measured, this time included."""
 
@@ -72,7 +74,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One stage on the holdout."""
+    """One stage on the report's split."""
 
     tasks: int
     rollouts: int
@@ -127,8 +129,8 @@ class StageSummary:
     """One stage in numbers."""
 
     name: str
-    holdout: Measured | None
-    """None if the stage has no graded holdout rollout."""
+    measured: Measured | None
+    """None if the stage has no graded rollout of the report's split."""
     training: tuple[StepPoint, ...]
     validation: tuple[StepPoint, ...]
     spread_split: Split | None
@@ -140,7 +142,7 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two stages over the same holdout tasks; differences are second minus first."""
+    """Two stages over the same tasks; differences are second minus first."""
 
     first: str
     second: str
@@ -164,7 +166,7 @@ class Summary:
 
 def summarize(given: ReportInput) -> Summary:
     """Return the numbers of a report."""
-    stages = tuple(_stage(stage, given.pass_threshold) for stage in given.stages)
+    stages = tuple(_stage(stage, given) for stage in given.stages)
     comparisons = _comparisons(given)
     return Summary(
         stages=stages,
@@ -173,16 +175,16 @@ def summarize(given: ReportInput) -> Summary:
     )
 
 
-def holdout(stage: StageResult) -> dict[str, list[GradedTrajectory]]:
-    """Return a stage's graded holdout rollouts by task."""
-    return _by_task(record for record in stage.records if record.split == "holdout")
+def measured_tasks(stage: StageResult, split: Split) -> dict[str, list[GradedTrajectory]]:
+    """Return a stage's graded rollouts of a split by task."""
+    return _by_task(record for record in stage.records if record.split == split)
 
 
-def _stage(stage: StageResult, threshold: float) -> StageSummary:
+def _stage(stage: StageResult, given: ReportInput) -> StageSummary:
     split, spread = _spread(stage)
     return StageSummary(
         name=stage.name,
-        holdout=_measured(stage, threshold),
+        measured=_measured(stage, given),
         training=_points(stage, "train"),
         validation=_points(stage, "validation"),
         spread_split=split,
@@ -191,13 +193,13 @@ def _stage(stage: StageResult, threshold: float) -> StageSummary:
     )
 
 
-def _measured(stage: StageResult, threshold: float) -> Measured | None:
-    records = [record for record in stage.records if record.split == "holdout"]
+def _measured(stage: StageResult, given: ReportInput) -> Measured | None:
+    records = [record for record in stage.records if record.split == given.split]
     tasks = _by_task(records)
     if not tasks:
         return None
     graded = [g for of_task in tasks.values() for g in of_task]
-    passed = _passed(tasks, threshold)
+    passed = _passed(tasks, given.pass_threshold)
     repeats = min(map(len, passed.values()))
     stops = Counter(g.trajectory.stop_reason.value for g in graded)
     return Measured(
@@ -214,7 +216,7 @@ def _measured(stage: StageResult, threshold: float) -> Measured | None:
         sampled_tokens=mean(_each(tasks, tokens_of)),
         seconds=mean(_each(tasks, seconds_of)),
         stop_reasons=dict(stops.most_common()),
-        families=_families(records, threshold),
+        families=_families(records, given.pass_threshold),
     )
 
 
@@ -294,7 +296,11 @@ def _task_spread(task: str, group: Sequence[RolloutRecord]) -> TaskSpread:
 
 
 def _comparisons(given: ReportInput) -> tuple[Comparison, ...]:
-    measured = [(stage.name, tasks) for stage in given.stages if (tasks := holdout(stage))]
+    measured = [
+        (stage.name, tasks)
+        for stage in given.stages
+        if (tasks := measured_tasks(stage, given.split))
+    ]
     pairs = [
         (first, second)
         for first, second in itertools.pairwise(measured)
@@ -332,18 +338,18 @@ def _warnings(given: ReportInput, stages: Sequence[StageSummary]) -> Iterable[st
         )
     ids: set[str] | None = None
     for stage, summary in zip(given.stages, stages, strict=True):
-        if summary.holdout is None:
+        if summary.measured is None:
             continue
-        faults, rollouts = summary.holdout.dropped, summary.holdout.rollouts
+        faults, rollouts = summary.measured.dropped, summary.measured.rollouts
         if faults > 0.01 * (rollouts + faults):
             yield (
-                f"{stage.name}: {faults} of {rollouts + faults} holdout rollouts were dropped "
+                f"{stage.name}: {faults} of {rollouts + faults} {given.split} rollouts were dropped "
                 "for infrastructure faults; the rest may not be a fair sample."
             )
-        tasks = set(holdout(stage))
+        tasks = set(measured_tasks(stage, given.split))
         if ids is not None and tasks != ids:
             yield (
-                f"{stage.name} was measured on other holdout tasks than the stage before; "
+                f"{stage.name} was measured on other tasks than the stage before; "
                 f"the comparison uses the {len(tasks & ids)} they share."
             )
         ids = tasks

@@ -53,6 +53,10 @@ class RunStore(Store, Protocol):
         """Return one run. Raises StoreError if there is none of this id."""
         ...
 
+    def find_run(self, run_id: str) -> Run | None:
+        """Return one run, or None if there is none of this id."""
+        ...
+
     def trajectories(
         self,
         run_id: str,

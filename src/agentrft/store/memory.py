@@ -36,9 +36,14 @@ class MemoryStore:
 
     def run(self, run_id: str) -> Run:
         """Return one run. Raises StoreError if there is none of this id."""
-        if run_id not in self._runs:
+        run = self.find_run(run_id)
+        if run is None:
             raise no_run(run_id)
-        return self._runs[run_id]
+        return run
+
+    def find_run(self, run_id: str) -> Run | None:
+        """Return one run, or None if there is none of this id."""
+        return self._runs.get(run_id)
 
     def runs(self, project: str | None = None, *, after: int = 0, limit: int = 100) -> Listing[Run]:
         """List runs, newest first."""
