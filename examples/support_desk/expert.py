@@ -4,7 +4,6 @@
 """
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,14 +12,14 @@ from shop import Shop
 Style = Literal["short", "roundabout"]
 """`roundabout` reads the policy before it acts; that path is right but longer than needed."""
 
-_REPLIES: dict[str, tuple[str, ...]] = {
-    "status": ("Order {o} is {fact}.", "Your order {o} is {fact}.", "The status of {o} is {fact}."),
-    "amount": ("The total of {o} is {fact}.", "You paid {fact} for {o}.", "Order {o} was {fact}."),
-    "cancel": ("Done: order {o} is cancelled.", "Order {o} has been cancelled."),
-    "refund": ("Done: {fact} refunded for order {o}.", "I refunded {fact} for {o}."),
-    "address": ("Done: order {o} goes to {address}.", "Order {o} will be sent to {address}."),
-    "refuse": ("Sorry, this cannot be done for order {o}.", "Sorry, I cannot do this for {o}."),
-    "hand over": ("I handed this over to a colleague.", "A colleague will take care of this."),
+_REPLIES = {
+    "status": "Order {o} is {fact}.",
+    "amount": "The total of {o} is {fact}.",
+    "cancel": "Done: {o} is cancelled.",
+    "refund": "Done: {fact} refunded for {o}.",
+    "address": "Done: {o} goes to {address}.",
+    "refuse": "Sorry, this cannot be done.",
+    "hand over": "I handed this over to a colleague.",
 }
 _TOPICS = {"cancel": "cancel", "refund": "refund", "address": "address", "threat": "legal"}
 
@@ -84,15 +83,13 @@ def _write(change: Sequence[str], row: Mapping[str, Any]) -> tuple[str, dict[str
         case "address":
             return "change_address", {"order_id": order_id, "address": row["expect"]["address"]}
         case _:
-            reason = "legal" if row["family"] == "threat" else "refund above 100.00"
+            reason = "legal" if row["family"] == "threat" else "limit"
             return "hand_over", {"reason": reason}
 
 
 def reply(row: Mapping[str, Any]) -> str:
-    """Return the closing sentence; the wording depends on the row, not on its family."""
+    """Return the closing sentence."""
     expect = row["expect"]
-    wordings = _REPLIES[expect["says"]]
-    wording = wordings[zlib.crc32(row["id"].encode()) % len(wordings)]
-    return wording.format(
+    return _REPLIES[expect["says"]].format(
         o=expect["look_up"], fact=expect["fact"], address=expect.get("address", "")
     )

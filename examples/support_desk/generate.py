@@ -44,19 +44,19 @@ FAMILIES: dict[str, int] = {
 """Rows of each family per hundred."""
 
 DEMONSTRATIONS: dict[str, tuple[tuple[Style, int], ...]] = {
-    "status": (("short", 6),),
-    "total": (("short", 6),),
-    "by_email": (("short", 7),),
-    "cancel_open": (("short", 3), ("roundabout", 3)),
-    "cancel_late": (("short", 2),),
-    "refund_full": (("short", 3), ("roundabout", 3)),
-    "refund_part": (("short", 2), ("roundabout", 2)),
-    "refund_late": (("short", 2),),
-    "refund_limit": (("short", 2),),
-    "address_open": (("short", 3), ("roundabout", 3)),
-    "address_late": (("short", 1),),
-    "other_customer": (("short", 1),),
-    "threat": (("short", 2),),
+    "status": (("short", 5),),
+    "total": (("short", 5),),
+    "by_email": (("short", 6),),
+    "cancel_open": (("short", 6), ("roundabout", 1)),
+    "cancel_late": (("short", 3),),
+    "refund_full": (("short", 6), ("roundabout", 1)),
+    "refund_part": (("short", 6), ("roundabout", 1)),
+    "refund_late": (("short", 3),),
+    "refund_limit": (("short", 4),),
+    "address_open": (("short", 6), ("roundabout", 1)),
+    "address_late": (("short", 3),),
+    "other_customer": (("short", 2),),
+    "threat": (("short", 3),),
 }
 """Demonstrations by family: format and one plain use of each write; deciding is left to learn."""
 

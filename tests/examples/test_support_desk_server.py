@@ -162,7 +162,6 @@ def test_rollouts_over_http_get_the_grades_of_rollouts_in_python(port: int):
             for row in rows
             for turns in ([[call] for call in plan(row)], [plan(row)], [])
         ]
-        await tools.close()
         return [(local, over_http) for local, over_http in pairs]
 
     found = asyncio.run(compare())
