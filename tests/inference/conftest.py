@@ -147,7 +147,7 @@ def _write_gguf(path: Path, architecture: str = "llama", *, extra_tensor: str = 
     writer.add_tokenizer_pre("smollm" if architecture == "llama" else "qwen2")
     writer.add_token_list(tokens)
     kinds = [TokenType.NORMAL] * len(tokens)
-    for content, token in controls.items():
+    for token in controls.values():
         kinds[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
     writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(pair) for pair in description["model"]["merges"]])

@@ -216,6 +216,11 @@ def test_a_local_folder_that_lacks_a_file_is_named(
             (folder / path.name).write_bytes(path.read_bytes())
     with pytest.raises(ModelError, match=f"{missing} is missing"):
         resolve(str(folder), cache=tmp_path)
+    listed = {"weight_map": {"a": "part-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(listed))
+    (folder / "tokenizer.json").touch()
+    with pytest.raises(ModelError, match=r"part-1.safetensors is missing"):
+        resolve(str(folder), cache=tmp_path)
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config.json cannot be read"):
         resolve(str(folder), cache=tmp_path)
@@ -235,9 +240,7 @@ def test_a_folder_with_one_gguf_file_is_converted_once(
     assert [path.name for path in folder.iterdir()] == ["model.gguf"]
 
 
-def test_what_cannot_be_converted_is_refused_by_name(
-    tmp_path: Path, write_gguf: WriteGguf
-) -> None:
+def test_what_cannot_be_converted_is_refused_by_name(tmp_path: Path, write_gguf: WriteGguf) -> None:
     def convert(source: Path) -> None:
         gguf.convert(source, tmp_path, progress=lambda _: None)
 

@@ -46,8 +46,9 @@ tools = st.lists(
         ToolSpec,
         name=names,
         description=texts,
-        parameters=st.dictionaries(texts, st.builds(dict, type=st.just("string"), description=texts))
-        .map(lambda properties: {"type": "object", "properties": properties}),
+        parameters=st.dictionaries(
+            texts, st.builds(dict, type=st.just("string"), description=texts)
+        ).map(lambda properties: {"type": "object", "properties": properties}),
     ),
     max_size=2,
 ).map(tuple)
@@ -77,9 +78,10 @@ def for_family(family: str, messages: Sequence[Message]) -> tuple[Message, ...]:
         if message.role == "assistant":
             results = 0
             call = message.tool_calls[:1]
-            message = replace(message, tool_calls=call, content="" if call else message.content)
-        if message.role == "tool":
-            results += 1
+            content = "" if call else message.content
+            kept.append(replace(message, tool_calls=call, content=content))
+            continue
+        results += message.role == "tool"
         if results <= 1:
             kept.append(message)
     return tuple(kept)
@@ -240,6 +242,7 @@ def test_encoded_text_reads_back_and_holds_no_control_token(
         ('<tool_call>{"name": "a"} {"name": "b"}</tool_call>', "text after"),
         ("<tool_call>get_order(1)</tool_call>", "not a JSON object"),
         ("<tool_call></tool_call>", "not a JSON object"),
+        (f'<tool_call>{{"name": "a", "arguments": {"[" * 3000}' + "}</tool_call>", "too deeply"),
     ],
 )
 def test_an_unreadable_call_says_what_to_write_instead(

@@ -134,7 +134,7 @@ def pull(
 
 
 def describe(name: str, cache: Path) -> ModelFiles | KnownModel:
-    """Return what is known without downloading: the files, or the registry entry if not pulled."""
+    """Return the files of a model, or the registry entry of one that is not pulled yet."""
     model = REGISTRY.get(name)
     if model is not None and not model.folder(cache).exists():
         return model
@@ -152,10 +152,10 @@ def read_folder(folder: Path, *, name: str) -> ModelFiles:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"model {name!r}: {folder}/config.json cannot be read: {error}") from error
-    weights = sorted(folder.glob("*.safetensors"))
-    for needed in (folder / "tokenizer.json", *(weights or [folder / "model.safetensors"])):
-        if not needed.exists():
-            raise ModelError(f"model {name!r}: {needed} is missing; copy the whole model folder")
+    for needed in ("tokenizer.json", *_weight_files(folder)):
+        if not (folder / needed).exists():
+            raise ModelError(f"model {name!r}: {folder / needed} is missing; copy the whole folder")
+    weights = [folder / weight_file for weight_file in _weight_files(folder)]
     text = config.get("text_config", config)
     return ModelFiles(
         name=name,
@@ -165,6 +165,19 @@ def read_folder(folder: Path, *, name: str) -> ModelFiles:
         license=str(facts.get("license", "see the model's own folder")),
         size_bytes=sum(path.stat().st_size for path in weights),
     )
+
+
+def _weight_files(folder: Path) -> set[str]:
+    """Return the names of the files that hold the weights, whether they are there or not."""
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return set(index["weight_map"].values())
+    except FileNotFoundError:
+        return {"model.safetensors"}
+    except (OSError, ValueError, LookupError, AttributeError) as error:
+        raise ModelError(
+            f"the weight index of {folder} is broken: {error}; copy it again"
+        ) from error
 
 
 def _count_parameters(path: Path) -> int:

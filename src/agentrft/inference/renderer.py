@@ -32,14 +32,14 @@ def load_renderer(folder: Path) -> "ChatRenderer":
     """Return the renderer of a model folder; raises ModelError if it has no usable tokenizer.
 
     The family is told by `config.json` and by which control tokens exist: Qwen3 (thinking off) and
-    Llama-3 come from the library; ChatML with `<tool_call>` as a token is Qwen2.5; other ChatML is
-    SmolLM2's form. Everything else uses the folder's own chat template, which cannot be extended.
+    Llama-3 come from the library; ChatML with `<tool_call>` as a token is written as Qwen2.5 does;
+    other ChatML as SmolLM2. Everything else uses the folder's own template and cannot be extended.
     """
     from renderers.configs import DefaultRendererConfig, Qwen3RendererConfig
 
     tokenizer = ChatTokenizer(folder)
     controls = tokenizer.control_ids
-    if tokenizer.model_type.startswith("qwen3") and "<tool_response>" in controls:
+    if tokenizer.model_type in ("qwen3", "qwen3_moe") and "<tool_response>" in controls:
         from renderers.qwen3 import Qwen3Renderer
 
         config = Qwen3RendererConfig(enable_thinking=False)

@@ -49,14 +49,12 @@ class ScriptedSampler:
             answer = tuple(self._script[number])
         else:
             raise SamplerError(f"the script has {len(self._script)} answers, one more was asked")
-        stops = (n for n, token in enumerate(answer) if token in request.stop_token_ids)
+        kept = answer[: request.max_tokens]
+        stops = (n for n, token in enumerate(kept, 1) if token in request.stop_token_ids)
         end = next(stops, None)
-        stopped = end is not None and end < request.max_tokens
-        token_ids = answer[
-            : request.max_tokens if end is None else min(end + 1, request.max_tokens)
-        ]
-        # An answer that the script ends by itself counts as stopped, as with an empty stop list.
-        cut = not stopped and len(answer) >= request.max_tokens
+        # An answer that the script ends by itself counts as stopped.
+        cut = end is None and len(answer) >= request.max_tokens
+        token_ids = kept[:end]
         return Completion(
             token_ids=token_ids,
             logprobs=(self._logprob,) * len(token_ids),
