@@ -150,6 +150,8 @@ def _attributed(kind: type[AgentRFTError], where: str) -> Iterator[None]:
     try:
         with boundary(kind, where):
             yield
+    except UserError:
+        raise
     except AgentRFTError as error:
         raise _FaultError(_infrastructure(where, str(error))) from error
 
@@ -200,13 +202,17 @@ class _Episode:
         where = f"environment of task {self.task.id!r}"
         opening = partial(self.setup.open_environment, self.task, self.id)
         late = ToolError(f"{where} was not ready in {self.limits.timeout_s:g} s")
+        ready = asyncio.create_task(in_thread(opening, name=f"open {self.id}"))
         try:
-            with boundary(ToolError, where):
+            with _attributed(ToolError, where):
                 async with within(self.left_s(), late):
-                    environment = await in_thread(opening, name=f"open {self.id}")
-        except ToolError as error:
-            raise _FaultError(_infrastructure(where, str(error))) from error
-        return environment
+                    return await asyncio.shield(ready)
+        except BaseException:
+            # Cancelled or late while it was being made: it is not left open behind our back.
+            await asyncio.wait([ready], timeout=CLOSE_TIMEOUT_S)
+            if ready.done() and ready.exception() is None:
+                await _close(ready.result(), self.id)
+            raise
 
     async def play(self, environment: Environment) -> _Stop:
         """Run the agent loop until it ends, and say why it ended."""

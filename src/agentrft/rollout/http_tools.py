@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import httpx2
 
@@ -45,8 +46,14 @@ class _TryAgain(Exception):
         self.retry_after_s = retry_after_s
 
 
+@dataclass
+class _Pool:
+    client: httpx2.AsyncClient
+    borrowers: int = 0
+
+
 class HttpTools:
-    """Opens environments whose tools are URLs; one pooled client for all rollouts."""
+    """Opens environments whose tools are URLs; rollouts at the same time share one client."""
 
     def __init__(
         self,
@@ -61,14 +68,10 @@ class HttpTools:
             twice = next(name for name in names if names.count(name) > 1)
             raise ConfigError(f"tools: two entries are named {twice!r}; rename one of them")
         for tool in tools:
-            if not tool.server_url.startswith(("http://", "https://")):
-                raise ConfigError(
-                    f"tool {tool.name!r}: server_url must begin with http:// or https://"
-                )
+            _check_entry(tool)
         self.timeout_s = timeout_s
-        self._wait = wait
-        self._client: httpx2.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.wait = wait
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
 
     @property
     def tool_names(self) -> tuple[str, ...]:
@@ -99,69 +102,26 @@ class HttpTools:
                 )
         return tuple(specs)
 
-    async def call(self, tool: HttpTool, call: ToolCall, trace_id: str, task: Task) -> ToolResult:
-        """Send one call, again if the endpoint fails. Raises ToolError when that does not help."""
-        body = _request_body(tool, call, trace_id, task)
-        if body is None:
-            return error_result(
-                call, f"413: the arguments are too long; at most {MAX_BODY_BYTES} bytes are sent"
-            )
-        where = f"tool {tool.name!r} at {_shown_url(tool.server_url)}"
-        late = ToolError(f"{where} gave no result in {self.timeout_s:g} s")
-        async with within(self.timeout_s, late):
-            return await self._persist(tool, call, body, where)
-
-    async def _persist(self, tool: HttpTool, call: ToolCall, body: bytes, where: str) -> ToolResult:
-        for retry in range(RETRIES + 1):
-            try:
-                return await self._once(tool, call, body, where)
-            except _TryAgain as failure:
-                if retry == RETRIES:
-                    raise ToolError(f"{where} failed {RETRIES + 1} times: {failure}") from failure
-                await self._wait(_delay_s(retry, failure.retry_after_s))
-        raise AssertionError("the last retry returns or raises")
-
-    async def _once(self, tool: HttpTool, call: ToolCall, body: bytes, where: str) -> ToolResult:
-        headers = {"content-type": "application/json", **tool.headers}
-        try:
-            async with self._open_client().stream(
-                "POST", tool.server_url, content=body, headers=headers
-            ) as response:
-                status = response.status_code
-                if status == 429 or status >= 500:
-                    raise _TryAgain(f"HTTP {status}", _retry_after_s(response.headers))
-                if 300 <= status < 400:
-                    raise ToolError(f"{where} redirects (HTTP {status}); give its final URL")
-                content = await _read(response)
-        except httpx2.InvalidURL as error:
-            raise ToolError(f"{where}: the URL is not valid") from error
-        except httpx2.HTTPError as error:
-            raise _TryAgain(f"{type(error).__name__}: {error}") from error
-        if content is None:
-            return error_result(
-                call, f"413: the result of {tool.name} is too large (over {MAX_BODY_BYTES} bytes)"
-            )
-        if status >= 400:
-            return _refused(tool, call, status, content)
-        return _accepted(call, content, where)
-
-    def _open_client(self) -> httpx2.AsyncClient:
-        """Return the shared client; connections belong to one event loop, so a new loop gets one."""
+    def borrow(self) -> httpx2.AsyncClient:
+        """Lend the client of this event loop; it lives while any environment holds it."""
         loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
+        if loop not in self._pools:
             timeout = httpx2.Timeout(self.timeout_s, connect=CONNECT_TIMEOUT_S)
             limits = httpx2.Limits(max_connections=256, max_keepalive_connections=64)
-            self._client = httpx2.AsyncClient(
-                timeout=timeout, limits=limits, follow_redirects=False
-            )
-            self._loop = loop
-        return self._client
+            client = httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False)
+            self._pools[loop] = _Pool(client)
+        pool = self._pools[loop]
+        pool.borrowers += 1
+        return pool.client
 
-    async def close(self) -> None:
-        """Close the pooled connections; a later call opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+    async def give_back(self) -> None:
+        """Return the client; the last one to do so closes its connections."""
+        loop = asyncio.get_running_loop()
+        pool = self._pools[loop]
+        pool.borrowers -= 1
+        if pool.borrowers == 0:
+            del self._pools[loop]
+            await pool.client.aclose()
 
 
 def http_environment(
@@ -179,24 +139,71 @@ class HttpEnvironment:
         self._task = task
         self._trace_id = trace_id
         self._specs = tools.specs(task)
+        self._client: httpx2.AsyncClient | None = None
 
     def tool_specs(self) -> tuple[ToolSpec, ...]:
         """Tools of this row, in the order of the config."""
         return self._specs
 
     async def call_tool(self, call: ToolCall) -> ToolResult:
-        """Send the call. What the server refuses with 4xx comes back as an error result."""
+        """Send the call, again if the endpoint fails. Raises ToolError when that does not help.
+
+        What the server refuses with 4xx comes back as an error result.
+        """
         names = [spec.name for spec in self._specs]
         if call.name not in names:
             return unknown_tool(call, names)
         if (problem := _argument_problem(call.arguments)) is not None:
             return error_result(call, problem)
-        return await self._tools.call(
-            self._tools.tools[call.name], call, self._trace_id, self._task
-        )
+        body = _request_body(call, self._trace_id, self._task)
+        if body is None:
+            return error_result(
+                call, f"413: the arguments are too long; at most {MAX_BODY_BYTES} bytes are sent"
+            )
+        tool = self._tools.tools[call.name]
+        where = f"tool {tool.name!r} at {_shown_url(tool.server_url)}"
+        limit_s = self._tools.timeout_s
+        async with within(limit_s, ToolError(f"{where} gave no result in {limit_s:g} s")):
+            for retry in range(RETRIES):
+                try:
+                    return await self._send(tool, call, body, where)
+                except _TryAgain as failure:
+                    await self._tools.wait(_delay_s(retry, failure.retry_after_s))
+            try:
+                return await self._send(tool, call, body, where)
+            except _TryAgain as failure:
+                raise ToolError(f"{where} failed {RETRIES + 1} times: {failure}") from failure
+
+    async def _send(self, tool: HttpTool, call: ToolCall, body: bytes, where: str) -> ToolResult:
+        if self._client is None:
+            self._client = self._tools.borrow()
+        headers = httpx2.Headers({"content-type": "application/json"})
+        headers.update(tool.headers)
+        try:
+            async with self._client.stream(
+                "POST", tool.server_url, content=body, headers=headers
+            ) as response:
+                status = response.status_code
+                if status == 429 or status >= 500:
+                    raise _TryAgain(f"HTTP {status}", _retry_after_s(response.headers))
+                if 300 <= status < 400:
+                    raise ToolError(f"{where} redirects (HTTP {status}); give its final URL")
+                content = await _read(response)
+        except httpx2.HTTPError as error:
+            raise _TryAgain(f"{type(error).__name__}: {error}") from error
+        if content is None:
+            return error_result(
+                call, f"413: the result of {tool.name} is too large (over {MAX_BODY_BYTES} bytes)"
+            )
+        if status >= 400:
+            return _refused(tool, call, status, content)
+        return _accepted(call, content, where)
 
     async def close(self) -> None:
-        """Do nothing: the connections are shared by all rollouts."""
+        """Give the client back; servers are told nothing."""
+        if self._client is not None:
+            self._client = None
+            await self._tools.give_back()
 
 
 class CombinedEnvironment:
@@ -262,7 +269,22 @@ def combined_environment(openers: Sequence[OpenEnvironment]) -> CombinedEnvironm
     return CombinedEnvironments(tuple(openers))
 
 
-def _request_body(tool: HttpTool, call: ToolCall, trace_id: str, task: Task) -> bytes | None:
+def _check_entry(tool: HttpTool) -> None:
+    """Refuse what could only fail later, without repeating a value that may be a secret."""
+    try:
+        url = httpx2.URL(tool.server_url)
+    except httpx2.InvalidURL as error:
+        raise ConfigError(f"tool {tool.name!r}: server_url is not a URL") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError(f"tool {tool.name!r}: server_url must begin with http:// or https://")
+    for name, value in tool.headers.items():
+        if not name or not f"{name}{value}".isascii() or not f"{name}{value}".isprintable():
+            raise ConfigError(
+                f"tool {tool.name!r}: header {name!r} must be printable ASCII, without line breaks"
+            )
+
+
+def _request_body(call: ToolCall, trace_id: str, task: Task) -> bytes | None:
     """Return the request, None if the model's arguments make it too large."""
     request = {
         "type": "function_call",
@@ -279,7 +301,7 @@ def _request_body(tool: HttpTool, call: ToolCall, trace_id: str, task: Task) -> 
     row_bytes = len(json.dumps(task.row, ensure_ascii=False).encode(errors="replace"))
     if row_bytes > MAX_BODY_BYTES - 4096:
         raise ToolError(
-            f"tool {tool.name!r}: the row of task {task.id!r} has {row_bytes} bytes; "
+            f"tool {call.name!r}: the row of task {task.id!r} has {row_bytes} bytes; "
             f"a request holds {MAX_BODY_BYTES}, so shorten the row"
         )
     return None
@@ -347,10 +369,7 @@ def _without_headers(text: str, headers: Mapping[str, str]) -> str:
 
 def _shown_url(url: str) -> str:
     """Return the URL without user, password and query, which may hold secrets."""
-    try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:
-        return "an invalid URL"
+    parsed = httpx2.URL(url)
     port = f":{parsed.port}" if parsed.port else ""
     return f"{parsed.scheme}://{parsed.host}{port}{parsed.path}"
 

@@ -169,9 +169,10 @@ def _argument(hint: Any, note: str, *, required: bool, where: str) -> Argument:
         adapter: TypeAdapter[Any] = TypeAdapter(hint)
         full = adapter.json_schema()
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{where} has type {hint!r}, which has no JSON form; "
-            "use str, int, float, bool, Literal, list, dict, a dataclass or a TypedDict"
+            f"{where} has type {hint!r}, which has no JSON form ({reason}); "
+            "use str, int, float, bool, Literal, Enum, list, dict or a dataclass"
         ) from error
     schema = _compact(full, full.get("$defs", {}), where)
     if note:
@@ -230,6 +231,7 @@ def split_docstring(text: str, parameters: Iterable[str]) -> tuple[str, dict[str
     prose: list[str] = []
     notes: dict[str, str] = {}
     section = current = ""
+    indent = 0
     for line in text.splitlines():
         if header := _SECTION.match(line):
             section, current = header[1], ""
@@ -237,9 +239,13 @@ def split_docstring(text: str, parameters: Iterable[str]) -> tuple[str, dict[str
             section = ""
             prose.append(line)
         elif section in ("Args", "Arguments", "Parameters"):
-            if (named := _ARGUMENT_LINE.match(line)) and named[1] in names:
-                current = named[1]
-                notes[current] = named[2]
+            named = _ARGUMENT_LINE.match(line)
+            depth = len(line) - len(line.lstrip())
+            if named and (named[1] in names or depth <= indent):
+                indent = depth
+                current = named[1] if named[1] in names else ""
+                if current:
+                    notes[current] = named[2]
             elif current:
                 notes[current] += f" {line.strip()}"
     description: list[str] = []
