@@ -120,7 +120,6 @@ def evaluate(
     home: HomeOption = None,
 ) -> None:
     """Measure the base model or a checkpoint on a split."""
-    from agentrft.core.errors import ConfigError
     from agentrft.core.run import Method
     from agentrft.jobs.improve import measure
     from agentrft.measure.report import terminal
@@ -222,13 +221,10 @@ def runs_show(
     home: HomeOption = None,
 ) -> None:
     """Show a run's last events and step metrics."""
-    from agentrft.core.errors import UserError
     from agentrft.core.run import Event, StepMetrics
 
     store = _open_home(home).store
     found = store.run(run)
-    if found is None:
-        raise UserError(f"no run {run!r}; `agentrft runs list` shows all")
     _console().print(f"{found.id}  {found.method}  {found.status}  {found.error or ''}")
     for step in store.read(run, StepMetrics, limit=1000).items:
         figures = "  ".join(f"{name} {value:.4g}" for name, value in step.values.items())

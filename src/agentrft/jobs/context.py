@@ -122,7 +122,9 @@ class Job:
         **data: Any,
     ) -> None:
         """Write one line of the run's log."""
-        self.append([Event(level=level, message=message, created_at=time.time(), step=step, data=data)])
+        self.append(
+            [Event(level=level, message=message, created_at=time.time(), step=step, data=data)]
+        )
 
     def append(self, records: Sequence[Record]) -> None:
         """Append records in one transaction."""

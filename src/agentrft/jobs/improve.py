@@ -122,9 +122,7 @@ async def serving(job: Job, model: ServedModel, checkpoint: Path | None) -> Roll
     if checkpoint is None:
         return model.setup()
     config = model.project.config.methods.reinforcement
-    trainer = model.trainer(
-        config.trainer, "policy_gradient", seed=job.run.seed, start=checkpoint
-    )
+    trainer = model.trainer(config.trainer, "policy_gradient", seed=job.run.seed, start=checkpoint)
     publisher = Publisher(model.sampler, bound=config.identity_bound)
     setup, _ = await published(model.setup(), publisher, trainer)
     return setup

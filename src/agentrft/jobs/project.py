@@ -83,7 +83,7 @@ def open_project(folder: Path, *, config_file: str = "agent.toml", preset: str =
         )
     if not openers:
         raise ConfigError(
-            f"{path}: the agent has no tools; set `environment = \"tools.py:MyEnvironment\"` "
+            f'{path}: the agent has no tools; set `environment = "tools.py:MyEnvironment"` '
             "or add [[tools]] entries with name and server_url"
         )
     if not config.grader and not config.environment:

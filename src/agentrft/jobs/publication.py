@@ -51,7 +51,9 @@ class Publisher:
         """
         await self._sampler.load(weights)
         if not weights.canaries:
-            raise IdentityError(f"weights version {weights.version} carry no canaries; none, no proof")
+            raise IdentityError(
+                f"weights version {weights.version} carry no canaries; none, no proof"
+            )
         scored = await self._sampler.score([canary.token_ids for canary in weights.canaries])
         served = np.concatenate([np.asarray(row) for row in scored])
         trained = np.concatenate([np.asarray(canary.logprobs) for canary in weights.canaries])

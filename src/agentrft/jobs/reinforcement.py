@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from agentrft.core.config import EvaluationConfig, ReinforcementConfig
 from agentrft.core.errors import AgentRFTError
-from agentrft.core.grade import Group
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Trainer
 from agentrft.core.run import RolloutRecord, StepMetrics
@@ -140,9 +139,7 @@ def _count_storm(
     return storms + 1
 
 
-def _commit(
-    job: Job, step: int, collected: Collected, metrics: Mapping[str, float]
-) -> None:
+def _commit(job: Job, step: int, collected: Collected, metrics: Mapping[str, float]) -> None:
     """Store the step's metrics and every rollout, lost ones included, in one transaction."""
     rollouts = [
         RolloutRecord(
@@ -172,7 +169,9 @@ async def _validate(
     )
     scores = [r.graded.grade.score for r in records if r.graded.grade.score is not None]
     mean = sum(scores) / len(scores) if scores else float("nan")
-    job.event(f"step {step}: validation score {mean:.3f} on {len(scores)} tasks", step=step, score=mean)
+    job.event(
+        f"step {step}: validation score {mean:.3f} on {len(scores)} tasks", step=step, score=mean
+    )
 
 
 def rollout_metrics(collected: Collected) -> dict[str, float]:
@@ -204,7 +203,9 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
         "turns": [len(g.trajectory.turns) for g in survivors],
         "sampled_tokens": [g.trajectory.sampled_tokens for g in survivors],
         "observed_tokens": [g.trajectory.observed_tokens for g in survivors],
-        "parse_failures": [sum(len(t.parse_failures) for t in g.trajectory.turns) for g in survivors],
+        "parse_failures": [
+            sum(len(t.parse_failures) for t in g.trajectory.turns) for g in survivors
+        ],
     }
     return metrics | {name: sum(values) / len(values) for name, values in per_rollout.items()}
 

@@ -31,7 +31,7 @@ class ServedModel:
 
     @property
     def concurrency(self) -> int:
-        """Rollouts worth having in flight: a few more than the engine decodes, since some wait for tools."""
+        """Rollouts worth having in flight: more than the engine decodes, since some wait for tools."""
         return self.project.config.engine.max_sequences * 3 // 2
 
     def setup(self) -> RolloutSetup:

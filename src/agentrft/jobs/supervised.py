@@ -12,10 +12,10 @@ from agentrft.core.protocols import Trainer
 from agentrft.core.run import StepMetrics
 from agentrft.core.sample import Sample
 from agentrft.core.seeds import derive_seed
-from agentrft.jobs.checkpoints import CheckpointKeeper
-from agentrft.jobs.context import Job
 from agentrft.core.task import Task
 from agentrft.inference.renderer import ChatRenderer
+from agentrft.jobs.checkpoints import CheckpointKeeper
+from agentrft.jobs.context import Job
 from agentrft.jobs.project import Project
 from agentrft.rollout.episode import prompt_messages, visible_tools
 from agentrft.training.credit import imitation
@@ -49,9 +49,7 @@ def demonstration_samples(project: Project, renderer: ChatRenderer) -> list[Samp
     samples: list[Sample] = []
     limit = project.spec.limits.max_context_tokens
     for demonstration in project.demonstrations():
-        task = Task(
-            id=demonstration.id, messages=demonstration.messages, tools=demonstration.tools
-        )
+        task = Task(id=demonstration.id, messages=demonstration.messages, tools=demonstration.tools)
         messages = prompt_messages(project.spec.system, task.messages)
         tools = visible_tools(project.tools, task, project.spec.tool_notes)
         token_ids, action_mask = renderer.demonstration(messages, tools)
