@@ -1,6 +1,7 @@
 """The grader of users who write Python: the environment grades its own rollout, state included."""
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, cast, runtime_checkable
@@ -70,6 +71,8 @@ def as_grade(given: object, name: str) -> Grade:
 
 
 def _number(value: object, key: str) -> float:
-    if isinstance(value, bool | int | float):
-        return float(value)
-    raise GraderError(f"grade returned {value!r} for {key!r}; it must be a number")
+    if not isinstance(value, bool | int | float):
+        raise GraderError(f"grade returned {value!r} for {key!r}; it must be a number")
+    if not math.isfinite(value):
+        raise GraderError(f"grade returned {value} for {key!r}; it must be a finite number")
+    return float(value)

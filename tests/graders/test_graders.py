@@ -1,0 +1,241 @@
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from agentrft.core.errors import ConfigError, GraderError, UserError
+from agentrft.core.grade import Grade
+from agentrft.core.protocols import Environment, Grader
+from agentrft.core.task import Message, Task, ToolCall, ToolSpec
+from agentrft.core.trajectory import Failure, FailureKind, StopReason, ToolResult, Trajectory, Turn
+from agentrft.graders.build import build_grader
+from agentrft.graders.environment import EnvironmentGrader
+from agentrft.graders.fixed import FixedGrader
+
+TASK = Task(id="task-1", messages=(), row={"reference": "Paris", "family": "x"})
+
+
+def a_trajectory(text: str, *tool_calls: ToolCall) -> Trajectory:
+    turn = Turn(
+        observation_ids=(1,),
+        action_ids=(2,),
+        behavior_logprobs=(-0.1,),
+        first_version=0,
+        last_version=0,
+        message=Message(role="assistant", content=text, tool_calls=tool_calls),
+    )
+    return Trajectory(
+        id="trace_1",
+        task_id="task-1",
+        model="m",
+        spec_hash="",
+        seed=0,
+        prompt=(),
+        turns=(turn,),
+        stop_reason=StopReason.FINISHED,
+    )
+
+
+def grade(
+    grader: Grader, text: str = "", *tool_calls: ToolCall, environment: Environment | None = None
+) -> Grade:
+    return asyncio.run(grader.grade(TASK, a_trajectory(text, *tool_calls), environment))
+
+
+def check(operation: str, reference: str = "{{item.reference}}", **more: Any) -> dict[str, Any]:
+    return {
+        "type": "string_check",
+        "name": "city",
+        "input": "{{sample.output_text}}",
+        "reference": reference,
+        "operation": operation,
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("operation", "text", "score"),
+    [
+        ("eq", "Paris", 1.0),
+        ("eq", "paris", 0.0),
+        ("ne", "Rome", 1.0),
+        ("neq", "Paris", 0.0),
+        ("like", "It is Paris.", 1.0),
+        ("like", "It is paris.", 0.0),
+        ("ilike", "IT IS PARIS.", 1.0),
+        ("ilike", "Rome", 0.0),
+    ],
+)
+def test_string_check_compares(operation: str, text: str, score: float) -> None:
+    given = grade(build_grader(check(operation)), text)
+    assert (given.score, given.grader) == (score, "city")
+
+
+def test_a_call_that_the_model_did_not_make_scores_zero_and_is_not_dropped() -> None:
+    grader = build_grader(
+        check("eq", "get_order", input="{{sample.output_tools[0].function.name}}")
+    )
+    silent = grade(grader, "no call")
+    assert silent.score == 0.0
+    assert "sample.output_tools[0]" in silent.explanation
+    made = grade(grader, "", ToolCall(id="c", name="get_order", arguments="{}"))
+    assert made.score == 1.0
+
+
+def test_multi_combines_scores_and_shows_its_parts() -> None:
+    grader = build_grader(
+        {
+            "type": "multi",
+            "graders": {"exact": check("eq"), "loose": check("ilike")},
+            "calculate_output": "0.25 * exact + 0.75 * loose",
+        }
+    )
+    given = grade(grader, "It is paris.")
+    assert given.score == 0.75
+    assert given.parts == {"exact": 0.0, "loose": 1.0}
+    assert given.grader == "multi"
+
+
+def test_multi_fails_where_its_formula_has_no_value() -> None:
+    grader = build_grader(
+        {"type": "multi", "graders": {"a": check("eq")}, "calculate_output": "1 / a"}
+    )
+    assert grade(grader, "Paris").score == 1.0
+    with pytest.raises(GraderError, match="character 3"):
+        grade(grader, "Rome")
+
+
+@pytest.mark.parametrize(
+    ("config", "shown"),
+    [
+        ({"type": "python"}, "grader.type is 'python'; supported types: string_check, multi"),
+        ({"name": "x"}, "grader.type is missing; supported types: string_check, multi"),
+        (check("eq", extra=1), "grader.extra is unknown; string_check has type, name, input"),
+        (check("equals"), "grader.operation is 'equals'; one of: eq, ne, neq, like, ilike"),
+        ({**check("eq"), "input": 3}, "grader.input is 3; it must be a text"),
+        ({"type": "string_check", "input": "x"}, "grader.operation is missing"),
+        (check("eq", "{{item}"), ""),
+        (check("eq", "{{foo.bar}}"), "grader.reference: {{ foo.bar }} must begin with"),
+        ({"type": "multi", "graders": {}}, "grader.graders must be an object of named graders"),
+        ({"type": "multi", "graders": {"a": 3}}, "grader.graders.a must be a grader object"),
+        (
+            {"type": "multi", "graders": {"max": check("eq")}},
+            "grader.graders.max: the name is used",
+        ),
+        (
+            {"type": "multi", "graders": {"a-b": check("eq")}},
+            "grader.graders.a-b: the name is used",
+        ),
+        (
+            {"type": "multi", "graders": {"a": {"type": "multi"}}},
+            "grader.graders.a: a multi grader cannot hold another one",
+        ),
+        (
+            {"type": "multi", "graders": {"a": check("eq", operation_="x")}},
+            "grader.graders.a.operation_ is unknown",
+        ),
+        ({"type": "multi", "graders": {"a": check("eq")}}, "grader.calculate_output is missing"),
+        (
+            {"type": "multi", "graders": {"a": check("eq")}, "calculate_output": "a + b"},
+            "grader.calculate_output: 'a + b', character 5: unknown name 'b'; graders: a",
+        ),
+    ],
+)
+def test_a_wrong_grader_object_names_the_path(config: Mapping[str, object], shown: str) -> None:
+    if not shown:
+        assert grade(build_grader(config), "{{item}").score == 1.0
+        return
+    with pytest.raises(ConfigError) as caught:
+        build_grader(config)
+    assert shown in str(caught.value)
+
+
+def test_no_grader_object_means_the_environments_own_grade() -> None:
+    assert isinstance(build_grader({}), EnvironmentGrader)
+
+
+@dataclass
+class Judges:
+    """An environment that grades as it is told."""
+
+    verdict: object
+
+    def tool_specs(self) -> tuple[ToolSpec, ...]:
+        return ()
+
+    async def call_tool(self, call: ToolCall) -> ToolResult:
+        raise NotImplementedError
+
+    async def run_grade(self, trajectory: Trajectory) -> object:
+        if isinstance(self.verdict, BaseException):
+            raise self.verdict
+        if isinstance(self.verdict, asyncio.Event):
+            await self.verdict.wait()
+        return self.verdict
+
+    async def close(self) -> None: ...
+
+
+FAULT = Failure(kind=FailureKind.GRADER, where="judge", message="no")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [
+        (0.5, Grade(score=0.5, grader="environment")),
+        (True, Grade(score=1.0, grader="environment")),
+        (
+            {"score": 1, "found": 0.5},
+            Grade(score=1.0, parts={"found": 0.5}, grader="environment"),
+        ),
+        (Grade(score=0.25), Grade(score=0.25, grader="environment")),
+        (Grade(score=0.25, grader="mine"), Grade(score=0.25, grader="mine")),
+        (
+            Grade(score=None, failure=FAULT, grader="x"),
+            Grade(score=None, failure=FAULT, grader="x"),
+        ),
+    ],
+)
+def test_what_an_environment_says_becomes_a_grade(verdict: object, expected: Grade) -> None:
+    assert grade(EnvironmentGrader(), environment=Judges(verdict)) == expected
+
+
+@pytest.mark.parametrize(
+    ("verdict", "shown"),
+    [
+        (KeyError("shop"), "grade of Judges on task 'task-1': KeyError: 'shop'"),
+        (float("nan"), "a score must be finite"),
+        (float("inf"), "a score must be finite"),
+        (None, "return a number, a Grade or a mapping"),
+        ("0.5", "return a number, a Grade or a mapping"),
+        ({"found": 1.0}, "it needs the key 'score'"),
+        ({"score": "high"}, "'high' for 'score'; it must be a number"),
+        ({"score": 1.0, "found": float("nan")}, "nan for 'found'; it must be a finite number"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_a_grade_that_raises_or_makes_no_sense_is_a_grader_error(
+    verdict: object, shown: str
+) -> None:
+    with pytest.raises(GraderError) as caught:
+        grade(EnvironmentGrader(), environment=Judges(verdict))
+    assert shown in str(caught.value)
+
+
+def test_a_grade_that_hangs_is_named_with_its_limit() -> None:
+    with pytest.raises(GraderError, match=r"task 'task-1': no grade within 0\.01 s"):
+        grade(EnvironmentGrader(timeout_s=0.01), environment=Judges(asyncio.Event()))
+
+
+def test_an_environment_without_a_grade_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match="no grade of its own; set a grader"):
+        grade(EnvironmentGrader(), environment=None)
+
+
+def test_a_fixed_grader_says_what_it_was_told() -> None:
+    assert grade(FixedGrader({"task-1": 0.5})).score == 0.5
+    assert grade(FixedGrader(lambda task, trajectory: len(task.id))).score == 6
+    with pytest.raises(GraderError, match="no score for task 'task-1'"):
+        grade(FixedGrader({}))
