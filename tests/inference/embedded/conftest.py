@@ -1,6 +1,8 @@
 """Tiny random models in float32, saved the way transformers saves them."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
-VOCABULARY = 300
-SIZES = {
-    "vocab_size": VOCABULARY,
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
     "hidden_size": 48,
     "intermediate_size": 80,
     "num_hidden_layers": 3,
@@ -27,25 +28,31 @@ SIZES = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
+LLAMA3: dict[str, Any] = {
+    "attention_bias": True,
+    "mlp_bias": True,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
 }
-CONFIGS: dict[str, PretrainedConfig] = {
-    "llama": LlamaConfig(**SIZES, tie_word_embeddings=True),
-    "llama3": LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE, attention_bias=True, mlp_bias=True),
-    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=False),
-    "qwen3": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
+FAMILIES: dict[str, tuple[Callable[..., PretrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {"tie_word_embeddings": True}),
+    "llama3": (LlamaConfig, LLAMA3),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": False}),
+    "qwen3": (Qwen3Config, {"head_dim": 16, "tie_word_embeddings": True}),
 }
 
 
-def save_model(config: PretrainedConfig, folder: Path, seed: int = 0) -> PreTrainedModel:
+def save(family: str, folder: Path, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Save a random model whose biases and norms are not at their neutral start."""
     torch.manual_seed(seed)
+    config_type, special = FAMILIES[family]
+    config = config_type(**SIZES | special | overrides)
     model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -55,7 +62,12 @@ def save_model(config: PretrainedConfig, folder: Path, seed: int = 0) -> PreTrai
     return model
 
 
-@pytest.fixture(params=sorted(CONFIGS))
+@pytest.fixture(scope="session")
+def save_model() -> Callable[..., PreTrainedModel]:
+    return save
+
+
+@pytest.fixture(params=sorted(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -64,5 +76,5 @@ def family(request: pytest.FixtureRequest) -> str:
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama-shaped model that many tests share."""
     folder = tmp_path_factory.mktemp("llama")
-    save_model(CONFIGS["llama"], folder)
+    save("llama", folder)
     return folder

@@ -2,11 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from agentrft.core.config import EngineConfig
 from agentrft.core.errors import SamplerError
@@ -15,8 +16,8 @@ from agentrft.core.protocols import Completion, SampleRequest
 from agentrft.core.trajectory import FinishReason
 from agentrft.inference.embedded.engine import EmbeddedEngine
 
-from .conftest import CONFIGS, VOCABULARY, save_model
-
+VOCABULARY = 300
+SaveModel = Callable[..., PreTrainedModel]
 CONTEXT = 448
 CONFIG = EngineConfig(dtype="float32", threads=1, max_sequences=8)
 
@@ -46,6 +47,11 @@ def together(engine: EmbeddedEngine, requests: Sequence[SampleRequest]) -> list[
         return await asyncio.gather(*(engine.sample(r) for r in requests))
 
     return asyncio.run(run())
+
+
+async def until_sampled(engine: EmbeddedEngine, count: int) -> None:
+    while engine.stats.sampled_tokens < count:  # noqa: ASYNC110 - the engine has no such event
+        await asyncio.sleep(0)
 
 
 def alone(folder: Path, requests: Sequence[SampleRequest]) -> list[Completion]:
@@ -155,12 +161,12 @@ def test_cancelling_the_awaiting_task_frees_the_row(model_folder: Path) -> None:
         running = asyncio.create_task(engine.sample(request([1, 2], max_tokens=440)))
         waiting = asyncio.create_task(engine.sample(request([3, 4], max_tokens=440)))
         last = asyncio.create_task(engine.sample(request([5, 6], max_tokens=3)))
-        while not engine.stats.sampled_tokens:
-            await asyncio.sleep(0)
+        await until_sampled(engine, 1)
         waiting.cancel()
         running.cancel()
         completion = await last
-        assert running.cancelled() and waiting.cancelled()
+        assert running.cancelled()
+        assert waiting.cancelled()
         return completion
 
     completion = asyncio.run(run())
@@ -175,19 +181,22 @@ def test_one_engine_serves_one_event_loop_after_another(engine: EmbeddedEngine) 
     assert first[0].token_ids == second[0].token_ids
 
 
-def state(folder: Path, seed: int, *parts: str) -> dict[str, torch.Tensor]:
-    """Parameters of another random model, those whose name holds one of `parts`."""
-    model = save_model(CONFIGS["llama"], folder, seed)
-    names = model.state_dict().items()
-    return {n: t for n, t in names if not parts or any(part in n for part in parts)}
+@pytest.fixture
+def other(save_model: SaveModel, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """Parameters of another random model of the same shape, which is saved in `tmp_path`."""
+    return save_model("llama", tmp_path, seed=7).state_dict()
 
 
 @pytest.mark.parametrize("parts", [(), ("k_proj", "up_proj"), ("embed_tokens",), ("layernorm",)])
 def test_loaded_weights_answer_like_a_freshly_opened_engine(
-    engine: EmbeddedEngine, model_folder: Path, tmp_path: Path, parts: tuple[str, ...]
+    engine: EmbeddedEngine,
+    save_model: SaveModel,
+    other: dict[str, torch.Tensor],
+    tmp_path: Path,
+    parts: tuple[str, ...],
 ) -> None:
-    new = state(tmp_path / "other", 7, *parts)
-    mixed = save_model(CONFIGS["llama"], tmp_path / "mixed", seed=0)
+    new = {n: t for n, t in other.items() if not parts or any(part in n for part in parts)}
+    mixed = save_model("llama", tmp_path / "mixed", seed=0)
     before = together(engine, [request(tokens(90, 1), seed=3)])[0]
     mixed.load_state_dict(new, strict=False)
     mixed.save_pretrained(tmp_path / "mixed")
@@ -200,20 +209,17 @@ def test_loaded_weights_answer_like_a_freshly_opened_engine(
     assert after.cached_tokens == 0
     assert (before.first_version, before.last_version) == (0, 0)
     assert (after.first_version, after.last_version) == (4, 4)
-    assert model_folder.exists()
 
 
 def test_requests_under_way_go_on_under_new_weights(
-    engine: EmbeddedEngine, model_folder: Path, tmp_path: Path
+    engine: EmbeddedEngine, model_folder: Path, other: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    new = state(tmp_path, 7)
     prompts = [tokens(70, 1) + tokens(5, n) for n in range(3)]
 
     async def run() -> list[Completion]:
         tasks = [asyncio.create_task(engine.sample(request(p, 300, 0))) for p in prompts]
-        while engine.stats.sampled_tokens < 9:
-            await asyncio.sleep(0)
-        await engine.load(Weights(version=1, tensors=new, canaries=()))
+        await until_sampled(engine, 9)
+        await engine.load(Weights(version=1, tensors=other, canaries=()))
         return await asyncio.gather(*tasks)
 
     for prompt, completion in zip(prompts, asyncio.run(run()), strict=True):
@@ -234,13 +240,14 @@ def test_requests_under_way_go_on_under_new_weights(
         assert any(c.token_ids == tail for c, tail in zip(continued, tails, strict=True))
 
 
-def test_weights_that_do_not_fit_change_nothing(engine: EmbeddedEngine, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_change_nothing(
+    engine: EmbeddedEngine, other: dict[str, torch.Tensor]
+) -> None:
     before = together(engine, [request(tokens(30, 1))])[0]
-    good = state(tmp_path, 7)
-    wrong = {**good, "model.norm.weight": torch.zeros(5)}
+    wrong = {**other, "model.norm.weight": torch.zeros(5)}
     with pytest.raises(SamplerError, match=r"model\.norm\.weight.*\(5,\).*\(48,\)"):
         asyncio.run(engine.load(Weights(version=1, tensors=wrong, canaries=())))
-    unknown = {**good, "model.layers.9.self_attn.q_proj.weight": torch.zeros(48, 48)}
+    unknown = {**other, "model.layers.9.self_attn.q_proj.weight": torch.zeros(48, 48)}
     with pytest.raises(SamplerError, match=r"layers\.9"):
         asyncio.run(engine.load(Weights(version=1, tensors=unknown, canaries=())))
     after = together(engine, [request(tokens(30, 1))])[0]
@@ -248,10 +255,9 @@ def test_weights_that_do_not_fit_change_nothing(engine: EmbeddedEngine, tmp_path
 
 
 def test_a_failing_step_fails_its_requests_and_leaves_the_engine_usable(
-    engine: EmbeddedEngine, tmp_path: Path
+    engine: EmbeddedEngine, other: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    good = state(tmp_path, 7)
-    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in good.items()}
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in other.items()}
     asyncio.run(engine.load(Weights(version=1, tensors=broken, canaries=())))
 
     async def run() -> list[Completion | BaseException]:
@@ -260,7 +266,7 @@ def test_a_failing_step_fails_its_requests_and_leaves_the_engine_usable(
 
     results = asyncio.run(run())
     assert all(isinstance(r, SamplerError) and "not finite" in str(r) for r in results)
-    asyncio.run(engine.load(Weights(version=2, tensors=good, canaries=())))
+    asyncio.run(engine.load(Weights(version=2, tensors=other, canaries=())))
     (healed,) = together(engine, [request(tokens(20, 0))])
     (fresh,) = alone(tmp_path, [request(tokens(20, 0))])
     assert healed.token_ids == fresh.token_ids
@@ -269,8 +275,7 @@ def test_a_failing_step_fails_its_requests_and_leaves_the_engine_usable(
 def test_closing_fails_whoever_waits_and_whoever_comes_later(engine: EmbeddedEngine) -> None:
     async def run() -> None:
         task = asyncio.create_task(engine.sample(request([1], max_tokens=440)))
-        while not engine.stats.sampled_tokens:
-            await asyncio.sleep(0)
+        await until_sampled(engine, 1)
         await asyncio.to_thread(engine.close)
         with pytest.raises(SamplerError, match="was closed"):
             await task

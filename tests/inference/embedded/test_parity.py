@@ -1,21 +1,23 @@
 """The engine computes what transformers computes, however requests are batched and cached."""
 
 import asyncio
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from agentrft.core.config import EngineConfig
 from agentrft.core.errors import ModelError
 from agentrft.core.protocols import Completion, SampleRequest
 from agentrft.inference.embedded.engine import EmbeddedEngine
 
-from .conftest import CONFIGS, SIZES, VOCABULARY, save_model
-
+VOCABULARY = 300
+SaveModel = Callable[..., PreTrainedModel]
 FLOAT32 = EngineConfig(dtype="float32", threads=1, max_sequences=6)
 
 
@@ -29,7 +31,7 @@ def greedy(prompt: Sequence[int], max_tokens: int) -> SampleRequest:
 
 
 @torch.no_grad()
-def check_against(model: PreTrainedModel, prompt: Sequence[int], completion: Completion) -> None:
+def check_against(model: Any, prompt: Sequence[int], completion: Completion) -> None:
     """Token by token, the completion is the model's own greedy one with its logprobs."""
     expected = model.generate(
         torch.tensor([prompt]),
@@ -44,9 +46,9 @@ def check_against(model: PreTrainedModel, prompt: Sequence[int], completion: Com
 
 
 def test_concurrent_ragged_requests_are_greedy_like_transformers(
-    family: str, tmp_path: Path
+    save_model: SaveModel, family: str, tmp_path: Path
 ) -> None:
-    model = save_model(CONFIGS[family], tmp_path)
+    model = save_model(family, tmp_path)
     engine = EmbeddedEngine(tmp_path, FLOAT32, max_context_tokens=384)
     shared = tokens(100, seed=1)
     prompts = [shared + tokens(n, seed=n) for n in (1, 2, 40, 40, 150)]
@@ -62,13 +64,14 @@ def test_concurrent_ragged_requests_are_greedy_like_transformers(
 
 
 def test_a_continued_conversation_reuses_its_row_and_changes_nothing(
-    family: str, tmp_path: Path
+    save_model: SaveModel, family: str, tmp_path: Path
 ) -> None:
-    model = save_model(CONFIGS[family], tmp_path)
+    model = save_model(family, tmp_path)
     engine = EmbeddedEngine(tmp_path, FLOAT32, max_context_tokens=384)
 
     async def talk(seed: int) -> list[tuple[list[int], Completion]]:
-        prompt, turns = tokens(80, seed=0) + tokens(seed, seed), []
+        prompt = tokens(80, seed=0) + tokens(seed, seed)
+        turns: list[tuple[list[int], Completion]] = []
         for turn in range(3):
             completion = await engine.sample(greedy(prompt, 8 + seed))
             turns.append((list(prompt), completion))
@@ -83,13 +86,15 @@ def test_a_continued_conversation_reuses_its_row_and_changes_nothing(
     for turns in talks:
         for prompt, completion in turns:
             check_against(model, prompt, completion)
-        for (before, first), (_, second) in zip(turns, turns[1:], strict=False):
+        for (before, first), (_, second) in itertools.pairwise(turns):
             # Everything but the last sampled token, which was never fed back.
             assert second.cached_tokens == len(before) + len(first.token_ids) - 1
 
 
-def test_scores_are_transformers_logprobs(family: str, tmp_path: Path) -> None:
-    model = save_model(CONFIGS[family], tmp_path)
+def test_scores_are_transformers_logprobs(
+    save_model: SaveModel, family: str, tmp_path: Path
+) -> None:
+    model = save_model(family, tmp_path)
     engine = EmbeddedEngine(tmp_path, FLOAT32, max_context_tokens=512)
     sequences = [tokens(n, seed=n) for n in (1, 2, 37, 37, 500, 512)] + [tokens(400, 9)] * 6
 
@@ -105,11 +110,10 @@ def test_scores_are_transformers_logprobs(family: str, tmp_path: Path) -> None:
 
 def test_bfloat16_stays_near_float32(model_folder: Path) -> None:
     sequence = tokens(200, seed=3)
-    scores = []
-    for dtype in ("float32", "bfloat16"):
-        config = EngineConfig(dtype=dtype, threads=1)
+    scores: list[list[float]] = []
+    for config in (FLOAT32, EngineConfig(dtype="bfloat16", threads=1)):
         engine = EmbeddedEngine(model_folder, config, max_context_tokens=256)
-        scores.append(asyncio.run(engine.score([sequence]))[0])
+        scores += asyncio.run(engine.score([sequence]))
         engine.close()
     differences = [abs(a - b) for a, b in zip(*scores, strict=True)]
     assert 0 < sum(differences) / len(differences) < 0.1
@@ -137,8 +141,8 @@ def test_bfloat16_sampling_reports_what_score_reports(model_folder: Path) -> Non
     assert sum(differences) / len(differences) < 0.1
 
 
-def test_weights_in_several_files_load(tmp_path: Path) -> None:
-    model = save_model(CONFIGS["qwen2"], tmp_path / "whole")
+def test_weights_in_several_files_load(save_model: SaveModel, tmp_path: Path) -> None:
+    model = save_model("qwen2", tmp_path / "whole")
     model.save_pretrained(tmp_path / "parts", max_shard_size="40KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
     engine = EmbeddedEngine(tmp_path / "parts", FLOAT32, max_context_tokens=64)
@@ -147,9 +151,11 @@ def test_weights_in_several_files_load(tmp_path: Path) -> None:
     check_against(model, tokens(10, 0), completion)
 
 
-def test_a_model_that_really_slides_its_window_is_refused(tmp_path: Path) -> None:
-    config = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=64, max_window_layers=1)
-    save_model(config, tmp_path)
+def test_a_model_that_really_slides_its_window_is_refused(
+    save_model: SaveModel, tmp_path: Path
+) -> None:
+    window = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+    save_model("qwen2", tmp_path, **window)
     with pytest.raises(ModelError, match="window of 64 tokens"):
         EmbeddedEngine(tmp_path, FLOAT32, max_context_tokens=128)
     # Inside the window it is ordinary attention.
@@ -159,13 +165,16 @@ def test_a_model_that_really_slides_its_window_is_refused(tmp_path: Path) -> Non
     check_against(AutoModelForCausalLM.from_pretrained(tmp_path), tokens(10, 0), completion)
 
 
-def test_unusable_folders_name_what_is_wrong(tmp_path: Path) -> None:
+def test_unusable_folders_name_what_is_wrong(save_model: SaveModel, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
         EmbeddedEngine(tmp_path, FLOAT32, max_context_tokens=64)
-    save_model(CONFIGS["llama"], tmp_path)
+    save_model("llama", tmp_path)
     with pytest.raises(ModelError, match="max_context_tokens is 4096 .* made for 512"):
         EmbeddedEngine(tmp_path, FLOAT32, max_context_tokens=4096)
-    LlamaConfig(**SIZES | {"intermediate_size": 81}).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(
+        config.read_text().replace('"intermediate_size": 80', '"intermediate_size": 81')
+    )
     with pytest.raises(ModelError, match=r"does not fit its config\.json"):
         EmbeddedEngine(tmp_path, FLOAT32, max_context_tokens=64)
     (tmp_path / "model.safetensors").unlink()
