@@ -219,11 +219,12 @@ def _chosen(
         ends = (stages[0][task][0], stages[-1][task][0])
         before, after = (score_of(graded) >= threshold for graded in ends)
         kinds.setdefault((before, after), []).append(task)
+    alone = len(stages) == 1
     wanted = (
         ((False, True), "now solved", 3),
         ((True, False), "no longer solved", 1),
-        ((False, False), "still not solved", 1),
-        ((True, True), "solved before and after", 1),
+        ((False, False), "not solved" if alone else "still not solved", 3 if alone else 1),
+        ((True, True), "solved" if alone else "solved before and after", 3 if alone else 1),
     )
     picked = [
         (task, verdict)

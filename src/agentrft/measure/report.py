@@ -147,7 +147,9 @@ def _comparisons_table(comparisons: tuple[Comparison, ...]) -> Table:
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    table = Table(
+        title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True
+    )
     for column in columns:
         first = column == columns[0]
         table.add_column(column, justify="left" if first else "right", no_wrap=True)
