@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from agentrft.core.errors import ModelError, boundary
-from agentrft.training import attention
+from agentrft.training.decoder import Decoder
 from agentrft.training.pack import MicroBatch
+from agentrft.training.parameters import Trainable
 from agentrft.training.projection import action_logprobs
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -28,12 +29,14 @@ class LanguageModel:
     """The transformers model."""
     backbone: nn.Module
     head: nn.Module
-    shares_prefixes: bool
-    """Whether its attention can run over a token tree."""
+    decoder: Decoder | None
+    """The fast pass over token trees; None for families that only transformers can run."""
 
     def logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy of each action token, (A,) each, float32, nats."""
-        hidden_TE = self._tree_hidden(batch) if self.shares_prefixes else self._padded_hidden(batch)
+        hidden_TE = (
+            self._padded_hidden(batch) if self.decoder is None else self.decoder.hidden(batch)
+        )
         return action_logprobs(
             hidden_TE.index_select(0, batch.predictor_A),
             self.head.weight,
@@ -41,15 +44,6 @@ class LanguageModel:
             batch.target_A,
             batch.temperatures_A,
         )
-
-    def _tree_hidden(self, batch: MicroBatch) -> Tensor:
-        output = self.backbone(
-            input_ids=batch.token_ids_T[None],
-            position_ids=batch.position_ids_T[None],
-            use_cache=False,
-            tree=batch,
-        )
-        return output.last_hidden_state[0]
 
     def _padded_hidden(self, batch: MicroBatch) -> Tensor:
         """Rows are whole samples here, as `pack(share=False)` lays them out."""
@@ -64,38 +58,29 @@ class LanguageModel:
         return output.last_hidden_state.flatten(0, 1).index_select(0, batch.unpad_U)
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+def load_causal(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """Load a causal LM of transformers in the compute type. Raises ModelError."""
     from transformers import AutoModelForCausalLM
 
-    attention.register()
     with boundary(ModelError, f"model {folder.name!r}: cannot be loaded from {folder}"):
         causal = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    causal.to(device)
-    causal.train()
-    head = causal.get_output_embeddings()
-    if head is None or causal.base_model is causal:
+    if causal.get_output_embeddings() is None or causal.base_model is causal:
         raise ModelError(
             f"model {folder.name!r}: its family {causal.config.model_type!r} does not separate the "
             "vocabulary projection; training supports Llama-, Qwen- and similarly built models"
         )
-    shares_prefixes = _all_attention_is_full(causal)
-    if shares_prefixes:
-        causal.set_attn_implementation(attention.NAME)
+    causal.to(device)
+    causal.train()
+    return causal
+
+
+def language_model(causal: Any, trainable: Trainable, *, fast: bool = True) -> LanguageModel:
+    """Return the model with the fast pass where its family has one; `fast=False` never does."""
     return LanguageModel(
-        causal=causal, backbone=causal.base_model, head=head, shares_prefixes=shares_prefixes
-    )
-
-
-def _all_attention_is_full(causal: Any) -> bool:
-    config = causal.config.to_dict()
-    kinds = set(config.get("layer_types") or ["full_attention"])
-    windowed = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
-    return bool(
-        causal._supports_attention_backend  # the public name of this switch is the config's
-        and kinds == {"full_attention"}
-        and not windowed
-        and not config.get("attn_logit_softcapping")
+        causal=causal,
+        backbone=causal.base_model,
+        head=causal.get_output_embeddings(),
+        decoder=Decoder(causal, trainable) if fast and Decoder.supports(causal) else None,
     )
 
 

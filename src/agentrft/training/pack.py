@@ -32,7 +32,7 @@ class MicroBatch:
     key_RK: Tensor
     """Places a branch may look at below the root, ancestors first; padding repeats the first."""
     visible_RSK: Tensor
-    """Whether the query may look at the key."""
+    """Whether the query may look at the key; a padding query looks at nothing."""
     unpad_U: Tensor
     """Which of the R*S queries are no padding, in token order."""
     predictor_A: Tensor
@@ -194,8 +194,7 @@ def _branch_places(
     seen_R1 = torch.tensor([[len(places)] for places in keys], dtype=torch.long).reshape(-1, 1)
     place_S = torch.arange(longest_query)
     real_RS = place_S < own_R1
-    # A padding query looks at the first key only, so that its softmax is defined.
-    last_RS = torch.where(real_RS, seen_R1 - own_R1 + place_S, 0)
+    last_RS = torch.where(real_RS, seen_R1 - own_R1 + place_S, -1)
     visible_RSK = torch.arange(longest_key) <= last_RS[:, :, None]
     return query_RS, key_RK, visible_RSK, real_RS.flatten().nonzero().flatten()
 

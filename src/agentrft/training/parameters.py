@@ -16,14 +16,60 @@ from agentrft.core.config import Adapter
 from agentrft.core.errors import ModelError
 
 
+class Linear(Protocol):
+    """A linear layer as a hand-written pass sees it."""
+
+    weight_OI: Tensor
+    """In the compute type."""
+
+    def apply(self, input_NI: Tensor) -> Tensor:
+        """Return input @ weight, plus the bias if there is one."""
+        ...
+
+    def add_gradient(self, input_NI: Tensor, gradient_NO: Tensor) -> None:
+        """Add what this input and output gradient mean for the masters."""
+        ...
+
+
+class Vector:
+    """A weight that is no linear layer's, e.g. a norm's or the embedding's."""
+
+    def __init__(self, weight: Tensor, master: nn.Parameter | None) -> None:
+        self.weight = weight
+        self._master = master
+
+    @property
+    def trains(self) -> bool:
+        """Whether gradients are wanted."""
+        return self._master is not None
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        """Add to the master's gradient."""
+        if self._master is not None:
+            _gradient_of(self._master).add_(gradient)
+
+    def add_rows(self, places_N: Tensor, gradient_NI: Tensor) -> None:
+        """Add rows of a gradient to the master's, as an embedding needs it."""
+        if self._master is not None:
+            _gradient_of(self._master).index_add_(0, places_N, gradient_NI)
+
+
 class Trainable(Protocol):
     """The parameters of one kind of training."""
 
     masters: dict[str, nn.Parameter]
     """Name as in the saved file to the float32 parameter the optimizer steps."""
 
+    def linear(self, name: str) -> Linear:
+        """Return the linear layer of that name."""
+        ...
+
+    def vector(self, name: str) -> Vector:
+        """Return the other weight of that name."""
+        ...
+
     def collect(self) -> None:
-        """Move gradients of the last backward into the masters' `grad`, adding."""
+        """Move what autograd left at the compute copies into the masters' `grad`, adding."""
         ...
 
     def refresh(self) -> None:
@@ -47,7 +93,7 @@ class LowRankLinear(nn.Module):
         super().__init__()
         outputs, inputs = linear.weight.shape
         self.scale = scale
-        self.base_OI = base_OI
+        self.base_OI = base_OI.to(linear.weight.device)
         self.weight_OI = linear.weight.detach().clone()
         self.bias_O = None if linear.bias is None else linear.bias.detach()
         bound = 1.0 / math.sqrt(inputs)
@@ -55,27 +101,28 @@ class LowRankLinear(nn.Module):
         device = linear.weight.device
         self.a_KI = nn.Parameter(values_KI.to(device))
         self.b_OK = nn.Parameter(torch.zeros(outputs, rank, device=device))
-        self.compute_a_KI = self.a_KI.detach().to(self.weight_OI.dtype)
-        self.compute_b_OK = self.b_OK.detach().to(self.weight_OI.dtype)
+        self.compute_a_KI = self.a_KI.detach().to(self.weight_OI.dtype, copy=True)
+        self.compute_b_OK = self.b_OK.detach().to(self.weight_OI.dtype, copy=True)
 
     def forward(self, input_NI: Tensor) -> Tensor:
+        """Return `apply`, with gradients for autograd."""
+        return _LowRankProduct.apply(input_NI, self.a_KI, self)
+
+    def apply(self, input_NI: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return input @ merged weight, plus the frozen bias."""
-        return _LowRankProduct.apply(
-            input_NI,
-            self.a_KI,
-            self.b_OK,
-            self.weight_OI,
-            self.compute_a_KI,
-            self.compute_b_OK,
-            self.bias_O,
-            self.scale,
-        )
+        return F.linear(input_NI, self.weight_OI, self.bias_O)
+
+    def add_gradient(self, input_NI: Tensor, gradient_NO: Tensor) -> None:
+        """Add the factors' gradients."""
+        a_gradient_KI = (gradient_NO @ self.compute_b_OK).T @ input_NI
+        b_gradient_OK = gradient_NO.T @ (input_NI @ self.compute_a_KI.T)
+        _gradient_of(self.a_KI).add_(a_gradient_KI, alpha=self.scale)
+        _gradient_of(self.b_OK).add_(b_gradient_OK, alpha=self.scale)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Merge anew, from the stored base, so that roundings do not pile up."""
-        merged_OI = merge(self.base_OI, self.a_KI, self.b_OK, self.scale)
-        self.weight_OI.copy_(merged_OI)
+        self.weight_OI.copy_(merge(self.base_OI, self.a_KI, self.b_OK, self.scale))
         self.compute_a_KI.copy_(self.a_KI)
         self.compute_b_OK.copy_(self.b_OK)
 
@@ -86,38 +133,44 @@ def merge(base_OI: Tensor, a_KI: Tensor, b_OK: Tensor, scale: float) -> Tensor:
 
 
 class _LowRankProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input_NI: Tensor,
-        a_KI: Tensor,
-        b_OK: Tensor,
-        weight_OI: Tensor,
-        compute_a_KI: Tensor,
-        compute_b_OK: Tensor,
-        bias_O: Tensor | None,
-        scale: float,
-    ) -> Tensor:
-        ctx.save_for_backward(input_NI, weight_OI, compute_a_KI, compute_b_OK)
-        ctx.scale = scale
-        return F.linear(input_NI, weight_OI, bias_O)
+    """`LowRankLinear` inside an autograd graph; the factor only makes the layer take part."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | float | None, ...]:
-        input_NI, weight_OI, a_KI, b_OK = ctx.saved_tensors
+    def forward(ctx: Any, input_NI: Tensor, factor: Tensor, layer: LowRankLinear) -> Tensor:
+        ctx.save_for_backward(input_NI)
+        ctx.layer = layer
+        return layer.apply(input_NI)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        (input_NI,) = ctx.saved_tensors
+        layer: LowRankLinear = ctx.layer
         gradient_NO = gradients[0].flatten(0, -2)
-        flat_NI = input_NI.flatten(0, -2)
-        input_gradient = None
-        if ctx.needs_input_grad[0]:
-            input_gradient = (gradient_NO @ weight_OI).view_as(input_NI)
-        a_gradient_KI = (gradient_NO @ b_OK).T @ flat_NI
-        b_gradient_OK = gradient_NO.T @ (flat_NI @ a_KI.T)
-        return (
-            input_gradient,
-            a_gradient_KI.float() * ctx.scale,
-            b_gradient_OK.float() * ctx.scale,
-            *(None,) * 5,
-        )
+        layer.add_gradient(input_NI.flatten(0, -2), gradient_NO)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return (gradient_NO @ layer.weight_OI).view_as(input_NI), None, None
+
+
+class _PlainLinear:
+    """A linear layer that is frozen, or trains whole."""
+
+    def __init__(
+        self, linear: nn.Linear, weight: nn.Parameter | None, bias: nn.Parameter | None
+    ) -> None:
+        """`weight` and `bias` are the masters; None freezes."""
+        self.weight_OI: Tensor = linear.weight.detach()
+        self._bias_O = None if linear.bias is None else linear.bias.detach()
+        self._weight, self._bias = weight, bias
+
+    def apply(self, input_NI: Tensor) -> Tensor:
+        return F.linear(input_NI, self.weight_OI, self._bias_O)
+
+    def add_gradient(self, input_NI: Tensor, gradient_NO: Tensor) -> None:
+        if self._weight is not None:
+            _gradient_of(self._weight).add_(gradient_NO.T @ input_NI)
+        if self._bias is not None:
+            _gradient_of(self._bias).add_(gradient_NO.sum(0, dtype=torch.float32))
 
 
 class LowRankAdapter:
@@ -129,37 +182,46 @@ class LowRankAdapter:
         """`stored` holds base weights as the model folder has them, unrounded."""
         generator = torch.Generator().manual_seed(seed)
         model.requires_grad_(False)
+        self._model = model
         self.layers: dict[str, LowRankLinear] = {}
-        linears = [
-            (name, module)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in adapter.targets
-        ]
-        if not linears:
-            known = {
-                name.rpartition(".")[2]
-                for name, module in model.named_modules()
-                if isinstance(module, nn.Linear)
-            }
-            raise ModelError(
-                f"adapter: no linear layer is named {', '.join(adapter.targets)}; "
-                f"set adapter.targets to some of {', '.join(sorted(known))}"
-            )
-        for name, linear in linears:
+        linears = {
+            name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        }
+        for name, linear in linears.items():
+            parent, _, child = name.rpartition(".")
+            if child not in adapter.targets:
+                continue
             base_OI = stored.get(f"{name}.weight", linear.weight.detach())
             layer = LowRankLinear(
                 linear, base_OI, adapter.rank, adapter.alpha / adapter.rank, generator
             )
-            parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, layer)
             self.layers[name] = layer
+        if not self.layers:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+            raise ModelError(
+                f"adapter: no linear layer is named {', '.join(adapter.targets)}; "
+                f"set adapter.targets to some of {known}"
+            )
         self.masters: dict[str, nn.Parameter] = {}
         for name, layer in self.layers.items():
             self.masters[f"base_model.model.{name}.lora_A.weight"] = layer.a_KI
             self.masters[f"base_model.model.{name}.lora_B.weight"] = layer.b_OK
 
+    def linear(self, name: str) -> Linear:
+        """Return the adapted layer, or the frozen one."""
+        if name in self.layers:
+            return self.layers[name]
+        module = self._model.get_submodule(name)
+        assert isinstance(module, nn.Linear), name
+        return _PlainLinear(module, None, None)
+
+    def vector(self, name: str) -> Vector:
+        """Return a frozen weight."""
+        return Vector(self._model.get_parameter(name).detach(), None)
+
     def collect(self) -> None:
-        """Nothing to do: gradients arrive at the masters in float32."""
+        """Nothing to do: gradients arrive at the masters."""
 
     def refresh(self) -> None:
         """Merge every layer anew."""
@@ -176,36 +238,48 @@ class FullWeights:
 
     def __init__(self, model: nn.Module, stored: Mapping[str, Tensor]) -> None:
         """`stored` holds weights as the model folder has them, unrounded."""
-        self.copies = dict(model.named_parameters())
-        for copy in self.copies.values():
-            copy.requires_grad_(True)
+        model.requires_grad_(True)
+        self._model = model
+        self._copies = dict(model.named_parameters())
         self.masters = {
-            name: copy
-            if copy.dtype is torch.float32
-            else nn.Parameter(stored.get(name, copy.detach()).float().to(copy.device))
-            for name, copy in self.copies.items()
+            name: nn.Parameter(
+                stored.get(name, copy.detach()).to(copy.device, torch.float32, copy=True)
+            )
+            for name, copy in self._copies.items()
         }
+
+    def linear(self, name: str) -> Linear:
+        """Return a layer that trains whole."""
+        module = self._model.get_submodule(name)
+        assert isinstance(module, nn.Linear), name
+        return _PlainLinear(
+            module, self.masters[f"{name}.weight"], self.masters.get(f"{name}.bias")
+        )
+
+    def vector(self, name: str) -> Vector:
+        """Return a weight that trains."""
+        return Vector(self._copies[name].detach(), self.masters[name])
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the compute copies' gradients to the masters' in float32."""
-        for name, copy in self.copies.items():
-            master = self.masters[name]
-            if master is copy or copy.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = copy.grad.float()
-            else:
-                master.grad += copy.grad
-            copy.grad = None
+        for name, copy in self._copies.items():
+            if copy.grad is not None:
+                _gradient_of(self.masters[name]).add_(copy.grad)
+                copy.grad = None
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Round the masters into the compute copies."""
-        for name, copy in self.copies.items():
-            if self.masters[name] is not copy:
-                copy.copy_(self.masters[name])
+        for name, copy in self._copies.items():
+            copy.copy_(self.masters[name])
 
     def merged(self) -> dict[str, Tensor]:
         """Return copies of all weights, as the model computes with them."""
-        return {name: copy.detach().clone() for name, copy in self.copies.items()}
+        return {name: copy.detach().clone() for name, copy in self._copies.items()}
+
+
+def _gradient_of(master: nn.Parameter) -> Tensor:
+    if master.grad is None:
+        master.grad = torch.zeros_like(master)
+    return master.grad

@@ -31,7 +31,8 @@ from agentrft.training.model import (
     available_bytes,
     compute_device,
     compute_dtype,
-    load_model,
+    language_model,
+    load_causal,
     stored_tensors,
 )
 from agentrft.training.pack import MicroBatch, pack
@@ -73,8 +74,9 @@ class LocalTrainer:
         dtype = compute_dtype(config.dtype, self._device)
         check_memory(folder, config, dtype, self._device)
         torch.manual_seed(seed)
-        self._model = load_model(folder, dtype, self._device)
-        self._trainable = self._parameters()
+        causal = load_causal(folder, dtype, self._device)
+        self._trainable = self._parameters(causal)
+        self._model = language_model(causal, self._trainable)
         self._optimizer = torch.optim.AdamW(
             self._trainable.masters.values(),
             lr=config.optimizer.learning_rate,
@@ -174,14 +176,14 @@ class LocalTrainer:
 
         write_checkpoint(folder, fill)
 
-    def _parameters(self) -> Trainable:
+    def _parameters(self, causal: Any) -> Trainable:
         adapter = self._config.adapter
         match adapter.kind:
             case "lora":
                 stored = stored_tensors(self._folder)
-                return LowRankAdapter(self._model.causal, adapter, stored, self._seed)
+                return LowRankAdapter(causal, adapter, stored, self._seed)
             case "full":
-                return FullWeights(self._model.causal, stored_tensors(self._folder))
+                return FullWeights(causal, stored_tensors(self._folder))
 
     def _load(self, checkpoint: Path, *, everything: bool) -> None:
         verify_checkpoint(checkpoint)
@@ -205,7 +207,7 @@ class LocalTrainer:
             for batch in pack(
                 samples,
                 budget_tokens=self._config.micro_batch_tokens,
-                share=self._model.shares_prefixes,
+                share=self._model.decoder is not None,
             )
         ]
 
