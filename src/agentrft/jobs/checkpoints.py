@@ -19,17 +19,21 @@ class CheckpointKeeper:
     def __init__(self, job: Job, *, interval: int, last_step: int) -> None:
         self._job, self._interval, self._last_step = job, interval, last_step
 
-    async def after_step(self, trainer: Trainer, step: int, metrics: Mapping[str, float]) -> None:
+    async def after_step(
+        self, trainer: Trainer, step: int, version: int, metrics: Mapping[str, float]
+    ) -> None:
         """Save if it is time; raises Stopped, after saving, if the user asked to stop."""
         stopping = self._job.stop.is_set() and step < self._last_step
         if step % self._interval == 0 or step == self._last_step or stopping:
-            await self._save(trainer, step, metrics)
+            await self._save(trainer, step, version, metrics)
         if stopping:
             raise Stopped(
                 f"run {self._job.run.id} was interrupted after step {step}; continue it with --resume"
             )
 
-    async def _save(self, trainer: Trainer, step: int, metrics: Mapping[str, float]) -> None:
+    async def _save(
+        self, trainer: Trainer, step: int, version: int, metrics: Mapping[str, float]
+    ) -> None:
         folder = self._job.home.checkpoints(self._job.run.id) / f"step-{step:06d}"
         await asyncio.to_thread(trainer.save, folder, {"step": step})
         # The row comes after the complete folder, so a row always names a usable checkpoint.
@@ -39,7 +43,7 @@ class CheckpointKeeper:
                     run_id=self._job.run.id,
                     step=step,
                     path=str(folder),
-                    policy_version=step,
+                    policy_version=version,
                     metrics=metrics,
                 )
             ]

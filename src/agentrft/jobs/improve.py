@@ -143,7 +143,7 @@ async def warm_start(job: Job, model: ServedModel, start: Path | None) -> Checkp
             start=None if resume else start,
         )
         samples = demonstration_samples(model.project, model.renderer)
-        return await imitate(job, trainer, samples, config, first_step=trainer.steps_done)
+        return await imitate(job, trainer, samples, config, first_step=trainer.cursor.get("step", 0))
 
 
 async def reinforcement(job: Job, model: ServedModel, start: Path | None) -> Checkpoint:
@@ -170,7 +170,7 @@ async def reinforcement(job: Job, model: ServedModel, start: Path | None) -> Che
             trainer,
             tasks,
             config,
-            first_step=trainer.steps_done,
+            first_step=trainer.cursor.get("step", 0),
             concurrency=model.concurrency,
         )
 

@@ -15,7 +15,6 @@ from agentrft.core.protocols import Grader, OpenEnvironment, Sampler
 from agentrft.core.run import Split
 from agentrft.core.task import Demonstration, Task, ToolSpec
 from agentrft.graders.build import build_grader
-from agentrft.graders.environment import EnvironmentGrader
 from agentrft.rollout.environment import Environment, python_environment, tool_specs
 from agentrft.rollout.episode import Renderer, RolloutSetup
 from agentrft.rollout.http_tools import combined_environment, http_environment
@@ -95,7 +94,7 @@ def open_project(folder: Path, *, config_file: str = "agent.toml", preset: str =
         config=config,
         spec=AgentSpec(system=system, limits=config.limits, decoding=config.decoding),
         open_environment=openers[0] if len(openers) == 1 else combined_environment(openers),
-        grader=build_grader(config.grader) if config.grader else EnvironmentGrader(),
+        grader=build_grader(config.grader),
         tools=specs,
     )
 

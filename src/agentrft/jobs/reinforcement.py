@@ -85,7 +85,7 @@ async def reinforce(
             clock.mark("publication")
             metrics = {**trained, **rollout_metrics(collected), **identity, **clock.seconds}
             _commit(job, step + 1, collected, metrics)
-            await keeper.after_step(trainer, step + 1, metrics)
+            await keeper.after_step(trainer, step + 1, setup.policy.version, metrics)
             if config.validation_interval and (step + 1) % config.validation_interval == 0:
                 await _validate(job, setup, tasks.validation, config, step + 1, concurrency)
             phase.advance()

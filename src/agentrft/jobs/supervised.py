@@ -38,7 +38,7 @@ async def imitate(
             batch = shuffled_batch(samples, step, config.batch_size, job.run.seed)
             metrics = await asyncio.to_thread(trainer.step, batch)
             job.append([StepMetrics(step=step + 1, values=metrics)])
-            await keeper.after_step(trainer, step + 1, metrics)
+            await keeper.after_step(trainer, step + 1, step + 1, metrics)
             phase.note(f"loss {metrics['loss']:.3f}")
             phase.advance()
     return job.checkpoint()

@@ -1,0 +1,170 @@
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import CANARIES, a_job, a_setup, a_trainer, some_tasks, yes_or_no
+
+from agentrft.core.config import ReinforcementConfig
+from agentrft.core.errors import IdentityError, ToolError
+from agentrft.core.policy import Checkpoint, Weights
+from agentrft.core.protocols import Environment, SampleRequest
+from agentrft.core.run import Event, RolloutRecord, RunStatus, StepMetrics
+from agentrft.core.task import Task
+from agentrft.inference.scripted import ScriptedSampler
+from agentrft.jobs.checkpoints import resume_point
+from agentrft.jobs.context import Job, Stopped
+from agentrft.jobs.reinforcement import StormError, TaskSets, reinforce
+from agentrft.rollout.episode import RolloutSetup
+from agentrft.training.recording import RecordingTrainer
+
+CONFIG = ReinforcementConfig(steps=4, tasks_per_step=2, group_size=4, checkpoint_interval=2)
+
+
+def run(
+    job: Job,
+    trainer: RecordingTrainer,
+    setup: RolloutSetup | None = None,
+    *,
+    config: ReinforcementConfig = CONFIG,
+    first_step: int = 0,
+) -> Checkpoint:
+    async def main() -> Checkpoint:
+        async with job.running():
+            return await reinforce(
+                job,
+                setup or a_setup(),
+                trainer,
+                TaskSets(train=some_tasks(5), validation=some_tasks(3)),
+                config,
+                first_step=first_step,
+                concurrency=8,
+            )
+
+    return asyncio.run(main())
+
+
+def test_every_step_commits_its_metrics_and_all_rollouts(tmp_path: Path) -> None:
+    job = a_job(tmp_path)
+    checkpoint = run(job, a_trainer())
+    steps = job.read_all(StepMetrics)
+    assert [step.step for step in steps] == [1, 2, 3, 4]
+    records = job.read_all(RolloutRecord)
+    assert [record.step for record in records] == [s for s in (1, 2, 3, 4) for _ in range(8)]
+    rewards = [r.graded.grade.score for r in records if r.step == 1]
+    assert steps[0].values["reward"] == pytest.approx(sum(s or 0 for s in rewards) / 8)
+    assert checkpoint.step == 4
+    assert job.run.status is RunStatus.SUCCEEDED
+
+
+def test_credit_is_the_distance_to_the_groups_mean(tmp_path: Path) -> None:
+    trainer = a_trainer()
+    job = a_job(tmp_path)
+    run(job, trainer)
+    scores = {
+        r.graded.trajectory.id: r.graded.grade.score or 0.0 for r in job.read_all(RolloutRecord)
+    }
+    for batch in trainer.batches:
+        for sample in batch:
+            credit = {a for a, m in zip(sample.advantages, sample.action_mask, strict=True) if m}
+            assert len(credit) == 1
+            assert (credit.pop() > 0) == (scores[sample.trajectory_id] == 1.0)
+
+
+def test_a_broken_tool_costs_rollouts_but_never_becomes_a_reward(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def sometimes_broken(task: Task, trace_id: str) -> Environment:
+        opened.append(trace_id)
+        if len(opened) % 5 == 0:
+            raise ToolError("tool 'shop' is down")
+        return a_setup().open_environment(task, trace_id)
+
+    job, trainer = a_job(tmp_path), a_trainer()
+    run(job, trainer, replace(a_setup(), open_environment=sometimes_broken))
+    spoiled = [
+        r.graded.trajectory.id
+        for r in job.read_all(RolloutRecord)
+        if r.graded.grade.score is None
+    ]
+    assert spoiled
+    trained = {sample.trajectory_id for batch in trainer.batches for sample in batch}
+    assert not trained & set(spoiled)
+
+
+def test_a_storm_of_broken_tools_stops_the_run_and_says_why(tmp_path: Path) -> None:
+    def always_broken(task: Task, trace_id: str) -> Environment:
+        raise ToolError("tool 'shop' is down")
+
+    job, trainer = a_job(tmp_path), a_trainer()
+    with pytest.raises(StormError, match="shop"):
+        run(job, trainer, replace(a_setup(), open_environment=always_broken))
+    assert not trainer.batches
+    assert job.run.status is RunStatus.FAILED
+    assert any("shop" in event.message for event in job.read_all(Event))
+
+
+def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole_job, whole = a_job(tmp_path / "whole"), a_trainer()
+    run(whole_job, whole)
+
+    job, first = a_job(tmp_path / "cut"), a_trainer()
+
+    async def stop_in_third_step(request: SampleRequest) -> None:
+        if first.steps_done == 2:
+            job.stop.set()
+            await asyncio.sleep(0)
+
+    with pytest.raises(Stopped, match="--resume"):
+        run(job, first, a_setup(ScriptedSampler(yes_or_no, before=stop_in_third_step)))
+    assert job.run.status is RunStatus.PAUSED
+    assert [step.step for step in job.read_all(StepMetrics)] == [1, 2]
+
+    again = a_job(tmp_path / "cut")
+    folder = resume_point(again)
+    assert folder is not None
+    second = RecordingTrainer.resumed(folder, canaries=CANARIES)
+    run(again, second, first_step=second.cursor["step"])
+    assert first.batches + second.batches == whole.batches
+    assert [step.step for step in again.read_all(StepMetrics)] == [1, 2, 3, 4]
+
+
+def test_records_after_the_last_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
+    job = a_job(tmp_path)
+    job.append([StepMetrics(step=1, values={}), StepMetrics(step=2, values={})])
+    job.append(
+        [Checkpoint(run_id=job.run.id, step=1, path=str(tmp_path / "step-1"), policy_version=1)]
+    )
+    assert resume_point(job) == tmp_path / "step-1"
+    assert [step.step for step in job.read_all(StepMetrics)] == [1]
+
+
+class DeafSampler(ScriptedSampler):
+    """Planted bug: new weights are taken note of nowhere."""
+
+    async def load(self, weights: Weights) -> None:
+        del weights
+
+
+def test_rollouts_of_a_sampler_that_kept_old_weights_are_refused(tmp_path: Path) -> None:
+    trainer = a_trainer()
+    with pytest.raises(IdentityError, match="batch refused"):
+        run(a_job(tmp_path), trainer, a_setup(DeafSampler(yes_or_no)))
+    assert len(trainer.batches) <= 1
+
+
+def test_steps_without_any_spread_are_counted_and_change_nothing(tmp_path: Path) -> None:
+    job, trainer = a_job(tmp_path), a_trainer()
+    always = ScriptedSampler(lambda request: yes_or_no(replace(request, seed=1)))
+    run(job, trainer, a_setup(always))
+    assert trainer.batches == []
+    assert [s.values["groups_without_spread"] for s in job.read_all(StepMetrics)] == [2.0] * 4
+
+
+def test_validation_is_measured_beside_training_and_never_trained_on(tmp_path: Path) -> None:
+    job, trainer = a_job(tmp_path), a_trainer()
+    run(job, trainer, config=replace(CONFIG, validation_interval=2, validation_tasks=3))
+    validation = [r for r in job.read_all(RolloutRecord) if r.split == "validation"]
+    assert [r.step for r in validation] == [2, 2, 2, 4, 4, 4]
+    trained = {sample.trajectory_id for batch in trainer.batches for sample in batch}
+    assert not trained & {r.graded.trajectory.id for r in validation}
