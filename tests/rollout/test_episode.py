@@ -14,6 +14,7 @@ from agentrft.core.errors import ToolError, UserError
 from agentrft.core.grade import GradedTrajectory, Outcome
 from agentrft.core.policy import AgentSpec
 from agentrft.core.protocols import Completion, SampleRequest
+from agentrft.core.protocols import Environment as AnyEnvironment
 from agentrft.core.task import Message, Task, ToolSpec
 from agentrft.core.trajectory import (
     FailureKind,
@@ -151,6 +152,26 @@ def test_a_renderer_that_gives_the_history_again_is_refused() -> None:
     assert graded.outcome is Outcome.INFRASTRUCTURE_FAULT
     assert graded.trajectory.failure is not None
     assert "history again" in graded.trajectory.failure.message
+
+
+class Refuses(ByteChat):
+    def extend(
+        self,
+        prompt_ids: Sequence[int],
+        completion_ids: Sequence[int],
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec],
+    ) -> None:
+        raise UserError("these messages cannot follow")
+
+
+def test_a_renderer_that_fails_in_the_middle_costs_one_rollout() -> None:
+    script = [calls(("refund", {"cents": 5})), says("done")]
+    graded = play(a_setup(script, python_environment(Desk), renderer=Refuses()))
+    assert graded.outcome is Outcome.INFRASTRUCTURE_FAULT
+    assert graded.trajectory.failure is not None
+    assert graded.trajectory.failure.where == "renderer"
+    assert len(graded.trajectory.turns) == 1
 
 
 class CannotExtend(ByteChat):
@@ -463,6 +484,30 @@ def test_cancelling_a_rollout_passes_through_and_closes_its_environment() -> Non
             await task
 
     asyncio.run(scenario())
+    assert environment.closed == 1
+
+
+def test_an_environment_that_is_made_too_late_is_closed_as_well() -> None:
+    environment = ScriptedEnvironment({})
+    ready = threading.Event()
+
+    def slow(task: Task, trace_id: str) -> AnyEnvironment:
+        ready.wait(30)
+        return environment(task, trace_id)
+
+    async def scenario() -> GradedTrajectory:
+        policy = a_policy(timeout_s=0.05)
+        rollout = asyncio.create_task(
+            run_episode(a_setup([says("hi")], slow, policy=policy), a_task(), seed=1)
+        )
+        await asyncio.wait([rollout], timeout=0.1)
+        ready.set()
+        return await rollout
+
+    graded = asyncio.run(scenario())
+    assert graded.outcome is Outcome.INFRASTRUCTURE_FAULT
+    assert graded.trajectory.failure is not None
+    assert "was not ready in 0.05 s" in graded.trajectory.failure.message
     assert environment.closed == 1
 
 

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from byte_chat import a_policy, a_setup, a_task, calls, says
@@ -79,8 +80,10 @@ def test_a_fault_that_a_planted_grader_scores_zero_still_moves_no_baseline() -> 
         GradedTrajectory(trajectory=g.trajectory, grade=Grade(score=g.grade.score or 0.0))
         for g in group.graded
     )
-    assert len([g for g in planted if g.grade.score == 0.0]) == 1
-    assert all(g.outcome is not Outcome.SCORED for g in planted if g.grade.score == 0.0)
+    assert sorted(g.grade.score or 0.0 for g in planted) == [0.0, 1.0, 1.0, 1.0]
+    spoiled = replace(group, graded=planted)
+    assert spoiled.scores == (1.0, 1.0, 1.0)
+    assert not spoiled.has_spread
 
 
 def test_one_rollout_per_task_counts_by_itself() -> None:

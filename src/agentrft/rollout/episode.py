@@ -150,8 +150,6 @@ def _attributed(kind: type[AgentRFTError], where: str) -> Iterator[None]:
     try:
         with boundary(kind, where):
             yield
-    except UserError:
-        raise
     except AgentRFTError as error:
         raise _FaultError(_infrastructure(where, str(error))) from error
 
@@ -203,16 +201,21 @@ class _Episode:
         opening = partial(self.setup.open_environment, self.task, self.id)
         late = ToolError(f"{where} was not ready in {self.limits.timeout_s:g} s")
         ready = asyncio.create_task(in_thread(opening, name=f"open {self.id}"))
+        claimed = False
         try:
-            with _attributed(ToolError, where):
+            with boundary(ToolError, where):
                 async with within(self.left_s(), late):
-                    return await asyncio.shield(ready)
-        except BaseException:
-            # Cancelled or late while it was being made: it is not left open behind our back.
-            await asyncio.wait([ready], timeout=CLOSE_TIMEOUT_S)
-            if ready.done() and ready.exception() is None:
-                await _close(ready.result(), self.id)
-            raise
+                    environment = await asyncio.shield(ready)
+            claimed = True
+            return environment
+        except ToolError as error:
+            raise _FaultError(_infrastructure(where, str(error))) from error
+        finally:
+            if not claimed:
+                # Cancelled or late while it was being made: it is not left open behind our back.
+                await asyncio.wait([ready], timeout=CLOSE_TIMEOUT_S)
+                if ready.done() and not ready.cancelled() and ready.exception() is None:
+                    await _close(ready.result(), self.id)
 
     async def play(self, environment: Environment) -> _Stop:
         """Run the agent loop until it ends, and say why it ended."""
@@ -498,5 +501,5 @@ def _starts_with(ids: tuple[int, ...], prefix: tuple[int, ...]) -> bool:
 
 def _as_message(result: ToolResult) -> Message:
     return Message(
-        role="tool", content=result.content, tool_call_id=result.call_id, name=result.name
+        role="tool", content=result.content, tool_call_id=result.call_id, name=result.name or None
     )
