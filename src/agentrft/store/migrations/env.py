@@ -1,7 +1,6 @@
-"""Alembic's entry point: migrate over the connection that `database.py` hands in."""
+"""Alembic's entry point: migrate over the connection, and in the transaction, of `database.py`."""
 
 from alembic import context
 
-# SQLite can undo DDL; Alembic has to be told. The caller's transaction spans all migrations.
-context.configure(connection=context.config.attributes["connection"], transactional_ddl=True)
+context.configure(connection=context.config.attributes["connection"])
 context.run_migrations()
