@@ -206,10 +206,11 @@ class _Episode:
             with boundary(ToolError, where):
                 async with within(self.left_s(), late):
                     environment = await asyncio.shield(ready)
-            claimed = True
-            return environment
         except ToolError as error:
             raise _FaultError(_infrastructure(where, str(error))) from error
+        else:
+            claimed = True
+            return environment
         finally:
             if not claimed:
                 # Cancelled or late while it was being made: it is not left open behind our back.
