@@ -9,20 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentrft.core.errors import IdentityError
 from agentrft.core.grade import Group
 from agentrft.core.policy import Policy, Weights
 from agentrft.core.protocols import Sampler
 
-MOVE_RESOLUTION = 0.25
-"""Standard error of the measured move, as a share of the full move, under which it is judged."""
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
-UNLIKELY = -3.0
-"""Canary tokens below this log-probability are left out of the bound: rounding is larger there, and
-a policy samples them rarely."""
-SMALLEST_MOVE = 1e-4
-"""Root mean square move of the trainer's canary logprobs that is worth comparing, in nats."""
+LIKELY = -1.0
+"""Canary tokens above this log-probability are compared, in nats. Rounding to bfloat16 moves the
+others far more, and a policy rarely samples them."""
+CLEAR_MOVE = 4.0
+"""A move is judged if its energy is at least this many times that of the rounding noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class Publisher:
     def __init__(self, sampler: Sampler, *, bound: float) -> None:
         self._sampler = sampler
         self._bound = bound
-        self._previous: tuple[np.ndarray, np.ndarray] | None = None
+        self._previous: tuple[Floats, Floats] | None = None
 
     async def publish(self, weights: Weights, policy: Policy) -> tuple[Policy, Publication]:
         """Load the weights, prove them, and return the policy that is now served.
@@ -57,14 +58,14 @@ class Publisher:
         scored = await self._sampler.score([canary.token_ids for canary in weights.canaries])
         served = np.concatenate([np.asarray(row) for row in scored])
         trained = np.concatenate([np.asarray(canary.logprobs) for canary in weights.canaries])
-        likely = trained > UNLIKELY if (trained > UNLIKELY).any() else np.ones_like(trained, bool)
+        likely = trained > LIKELY if (trained > LIKELY).any() else np.ones_like(trained, bool)
         difference = float(np.abs(served - trained)[likely].mean())
         if not difference <= self._bound:
             raise IdentityError(
                 f"the sampler does not serve policy version {weights.version}: canary logprobs differ "
                 f"by {difference:.4f} nats on average, at most {self._bound} is allowed"
             )
-        move = self._move(served, trained)
+        move = self._move(served, trained, likely)
         if move is not None and not 0.5 <= move <= 1.5:
             raise IdentityError(
                 f"the sampler does not serve policy version {weights.version}: since the last "
@@ -74,21 +75,19 @@ class Publisher:
         publication = Publication(version=weights.version, mean_difference=difference, move=move)
         return replace(policy, version=weights.version), publication
 
-    def _move(self, served: np.ndarray, trained: np.ndarray) -> float | None:
-        """Regress the sampler's move on the trainer's; None where noise hides it."""
+    def _move(self, served: Floats, trained: Floats, likely: Flags) -> float | None:
+        """Regress the sampler's move on the trainer's; None where rounding noise hides it."""
         if self._previous is None or self._previous[0].shape != served.shape:
             return None
-        served_move, trained_move = served - self._previous[0], trained - self._previous[1]
-        energy = float(trained_move @ trained_move)
-        if energy <= trained_move.size * SMALLEST_MOVE**2:
+        served_move = (served - self._previous[0])[likely]
+        trained_move = (trained - self._previous[1])[likely]
+        # Both sides round, and the trainer's own noise would make every sampler look lazy. It is
+        # taken from the last publication, since a stale sampler would pass its lag off as noise.
+        noise = float(((self._previous[0] - self._previous[1])[likely] ** 2).sum())
+        energy = float(trained_move @ trained_move) - noise
+        if energy <= CLEAR_MOVE * noise or energy <= 0.0:
             return None
-        share = float(served_move @ trained_move) / energy
-        residual = served_move - trained_move
-        # Noise of the comparison itself; a stale sampler has residual = -move, so take the smaller
-        # of both explanations or staleness would count as noise.
-        noise = min(float(residual.std()), float(served_move.std()))
-        error = noise / energy**0.5
-        return share if error < MOVE_RESOLUTION else None
+        return float(served_move @ trained_move) / energy
 
 
 def refuse_other_versions(groups: Sequence[Group], version: int) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from agentrft.core.config import TrainerConfig
 from agentrft.core.protocols import Sampler
+from agentrft.core.task import Task
 from agentrft.inference.embedded.engine import EmbeddedEngine
 from agentrft.inference.models import ModelFiles, check_memory, resolve
 from agentrft.inference.renderer import ChatRenderer, load_renderer
@@ -17,7 +18,7 @@ from agentrft.store.home import Home
 from agentrft.training.trainer import LocalTrainer
 
 CANARIES = 6
-"""Train tasks whose rendered prompts serve as canary sequences of the policy identity check."""
+"""Conversations that serve as canary sequences of the policy identity check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +60,19 @@ class ServedModel:
         )
 
     def _canaries(self) -> Sequence[tuple[int, ...]]:
-        spec, tools = self.project.spec, self.project.tools
-        return [
-            self.renderer.start(
-                prompt_messages(spec.system, task.messages),
-                visible_tools(tools, task, spec.tool_notes),
-            )
-            for task in self.project.tasks("train")[:CANARIES]
+        """Whole demonstrations where there are some: text that the policy finds likely."""
+        spec = self.project.spec
+        shown = [
+            Task(id=demonstration.id, messages=demonstration.messages, tools=demonstration.tools)
+            for demonstration in self.project.demonstrations()[:CANARIES]
         ]
+        canaries: list[tuple[int, ...]] = []
+        for task in shown or self.project.tasks("train")[:CANARIES]:
+            messages = prompt_messages(spec.system, task.messages)
+            tools = visible_tools(self.project.tools, task, spec.tool_notes)
+            token_ids, _ = self.renderer.demonstration(messages, tools)
+            canaries.append(token_ids)
+        return canaries
 
 
 @contextmanager
