@@ -1,7 +1,7 @@
 """One forward pass over decode rows and prompt chunks together, reading and writing the cache.
 
-Letters: N packed tokens, S decode rows, H query heads, K key-value heads, L query positions,
-T key positions, D head size, E width.
+Letters: N packed tokens, S decode rows, H query heads, K key-value heads, G queries
+per key head, Q = G * L, L query positions, T key positions, D head size, E width.
 """
 
 from collections.abc import Sequence
@@ -172,12 +172,12 @@ class Batch:
         for group in self._groups:
             member_S = group.member_S
             whole = member_S is None
-            shared_HSD, lse_HS = self._attend_trunk(
+            shared_SHD, lse_shared_SH = self._attend_trunk(
                 layer, q_SHD if whole else q_SHD[member_S], group.trunk, group.leaning
             )
             merged_SHD = merge(
-                shared_HSD.transpose(0, 1),
-                lse_HS.T,
+                shared_SHD,
+                lse_shared_SH,
                 output_SHD if whole else output_SHD[member_S],
                 lse_SH if whole else lse_SH[member_S],
             )
@@ -189,12 +189,17 @@ class Batch:
     def _attend_trunk(
         self, layer: int, q_LHD: Tensor, trunk: Trunk, leaning: int
     ) -> tuple[Tensor, Tensor]:
-        output_1HLD, lse_1HL = attend(
-            q_LHD.transpose(0, 1).unsqueeze(0),
+        """Return output_LHD and its log-sum-exp_LH; every query sees the whole stretch."""
+        # The queries of a key head stand in line as one: the shared keys are read once for all.
+        count, kv_heads = len(q_LHD), self.cache.shape.kv_heads
+        q_KGLD = q_LHD.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+        output_1KQD, lse_1KQ = attend(
+            q_KGLD.reshape(1, kv_heads, -1, q_LHD.shape[-1]),
             trunk.keys[layer, None, :, :leaning],
             trunk.values[layer, None, :, :leaning],
         )
-        return output_1HLD[0], lse_1HL[0]
+        output_HLD = output_1KQD[0].unflatten(1, (-1, count)).flatten(0, 1)
+        return output_HLD.transpose(0, 1), lse_1KQ[0].unflatten(1, (-1, count)).flatten(0, 1).T
 
     def _attend_prompt(self, layer: int, q_LHD: Tensor, prompt: _Prompt) -> Tensor:
         row = prompt.chunk.row
@@ -208,8 +213,8 @@ class Batch:
         output_LHD, lse_LH = output_1HLD[0].transpose(0, 1), lse_1HL[0].T
         if row.trunk is None:
             return output_LHD
-        shared_HLD, lse_HL = self._attend_trunk(layer, q_LHD, row.trunk, row.leaning)
-        return merge(shared_HLD.transpose(0, 1), lse_HL.T, output_LHD, lse_LH)
+        shared_LHD, lse_shared_LH = self._attend_trunk(layer, q_LHD, row.trunk, row.leaning)
+        return merge(shared_LHD, lse_shared_LH, output_LHD, lse_LH)
 
 
 def forward_alone(network: Network, sequences: Sequence[Sequence[int]]) -> Tensor:

@@ -11,7 +11,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -37,6 +38,8 @@ _PREFILL_TOKENS = 1024
 _PREFILL_TOKENS_BESIDE_DECODING = 256
 _WORTH_WAITING_TOKENS = 32
 """A request waits for a prefix that another is computing if that saves at least this much."""
+_LANE_TOKENS = 16
+"""Fewest tokens a step that are worth a lane of their own: each lane reads all weights."""
 _SCORE_TOKENS = 2048
 _SCORE_LOGITS = 512
 
@@ -126,8 +129,9 @@ class EmbeddedEngine:
         self._shape = read_shape(folder, max_context_tokens=max_context_tokens)
         self._max_context_tokens = max_context_tokens
         self._max_sequences = config.max_sequences
-        self._threads = config.threads or os.cpu_count() or 1
         device = choose_device(config.device)
+        cores = int(torch.cpu.get_capabilities().get("num_physical_cores", 1))
+        self._threads = 1 if device.type == "cuda" else config.threads or cores
         dtype = choose_dtype(config.dtype, device)
         _check_memory(folder, self._shape, device, dtype)
         self._network = open_network(folder, self._shape, device=device, dtype=dtype)
@@ -145,6 +149,7 @@ class EmbeddedEngine:
         self._gate = threading.Lock()
         self._prefilled = self._cached = self._sampled = self._steps = 0
         self._busy_s = 0.0
+        self._lanes = ThreadPoolExecutor(self._threads, thread_name_prefix="embedded-lane")
         self._thread = threading.Thread(target=self._work, name="embedded-engine", daemon=True)
         self._thread.start()
 
@@ -201,6 +206,7 @@ class EmbeddedEngine:
             self._closed = True
             self._inbox.put(None)
         self._thread.join()
+        self._lanes.shutdown()
 
     def _check(self, request: SampleRequest) -> None:
         self._check_ids(request.prompt_ids)
@@ -240,7 +246,6 @@ class EmbeddedEngine:
     # Everything below runs in the worker thread.
 
     def _work(self) -> None:
-        torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while self._receive():
                 started = time.monotonic()
@@ -312,18 +317,45 @@ class EmbeddedEngine:
         chunks = self._plan()
         if not chunks:
             return
-        batch = Batch(self._cache, chunks)
-        hidden_NE = batch.run(self._network)
-        by_row = {call.row.index: call for call in self._running if call.row is not None}
-        ready: list[_Call] = []
-        last: list[int] = []
-        for chunk, position in zip(batch.chunks, batch.last_N, strict=True):
+        calls = {call.row.index: call for call in self._running if call.row is not None}
+        parts = split(chunks, self._threads)
+        lanes = [
+            self._lanes.submit(self._compute, part, calls, self._threads // len(parts))
+            for part in parts
+        ]
+        # A failure of one lane is raised only when no other writes to the cache any more.
+        wait(lanes)
+        drawn = [one for lane in lanes for one in lane.result()]
+        self._sampled += len(drawn)
+        self._steps += bool(drawn)
+        for chunk in chunks:
             chunk.row.computed = chunk.stop
-            if chunk.stop == chunk.row.length:
-                ready.append(by_row[chunk.row.index])
-                last.append(int(position))
-        if ready:
-            self._sample_tokens(ready, self._network.logits(hidden_NE[last]))
+        for call, token, logprob in drawn:
+            self._accept(call, token, logprob)
+
+    def _compute(
+        self, chunks: list[Chunk], calls: Mapping[int, _Call], threads: int
+    ) -> list[tuple[_Call, int, float]]:
+        """Run one lane's share of a step; return what it drew for rows whose tokens ended."""
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            batch = Batch(self._cache, chunks)
+            hidden_NE = batch.run(self._network)
+            ends = [
+                (calls[chunk.row.index], int(last))
+                for chunk, last in zip(batch.chunks, batch.last_N, strict=True)
+                if chunk.stop == chunk.row.length
+            ]
+            if not ends:
+                return []
+            ready = [call for call, _ in ends]
+            tokens, logprobs = draw(
+                self._network.logits(hidden_NE[[last for _, last in ends]]),
+                temperatures=[call.request.temperature for call in ready],
+                top_ps=[call.request.top_p for call in ready],
+                uniforms=[uniform(call.request.seed, call.sampled) for call in ready],
+            )
+        return list(zip(ready, tokens, logprobs, strict=True))
 
     def _sweep(self) -> None:
         """Drop calls nobody awaits and finish those out of time."""
@@ -370,30 +402,20 @@ class EmbeddedEngine:
         self._cache.reserve(chunk.row for chunk in chunks)
         return chunks
 
-    def _sample_tokens(self, calls: list[_Call], logits_SV: torch.Tensor) -> None:
-        requests = [call.request for call in calls]
-        tokens, logprobs = draw(
-            logits_SV,
-            temperatures=[r.temperature for r in requests],
-            top_ps=[r.top_p for r in requests],
-            uniforms=[uniform(c.request.seed, c.sampled) for c in calls],
-        )
-        self._sampled += len(calls)
-        self._steps += 1
-        for call, token, logprob in zip(calls, tokens, logprobs, strict=True):
-            if call.first_version < 0:
-                call.first_version = self._version
-            call.ids.append(token)
-            call.logprobs.append(logprob)
-            row = call.row
-            assert row is not None
-            if token in call.request.stop_token_ids:
-                self._finish(call, FinishReason.STOP)
-            elif call.sampled == call.request.max_tokens or len(call.ids) == len(row.ids):
-                self._finish(call, FinishReason.LENGTH)
-            else:
-                row.ids[row.length] = token
-                row.length += 1
+    def _accept(self, call: _Call, token: int, logprob: float) -> None:
+        row = call.row
+        assert row is not None
+        if call.first_version < 0:
+            call.first_version = self._version
+        call.ids.append(token)
+        call.logprobs.append(logprob)
+        if token in call.request.stop_token_ids:
+            self._finish(call, FinishReason.STOP)
+        elif call.sampled == call.request.max_tokens or len(call.ids) == len(row.ids):
+            self._finish(call, FinishReason.LENGTH)
+        else:
+            row.ids[row.length] = token
+            row.length += 1
 
     def _finish(self, call: _Call, reason: FinishReason) -> None:
         self._leave(call)
@@ -415,6 +437,21 @@ class EmbeddedEngine:
             self._running.remove(call)
             self._cache.release(call.row)
             call.row = None
+
+
+def split(chunks: list[Chunk], threads: int) -> list[list[Chunk]]:
+    """Share a step's work among lanes that meet once per step instead of in every operation."""
+    decode = sorted((c for c in chunks if c.tokens == 1), key=lambda c: c.row.index)
+    prompts = sorted((c for c in chunks if c.tokens > 1), key=lambda c: -c.tokens)
+    tokens = sum(c.tokens for c in chunks)
+    lanes = max(1, min(threads, len(chunks), tokens // _LANE_TOKENS))
+    # Neighbouring rows stay together: they are read as one view of the cache.
+    parts = [
+        decode[len(decode) * i // lanes : len(decode) * (i + 1) // lanes] for i in range(lanes)
+    ]
+    for chunk in prompts:
+        min(parts, key=lambda part: sum(c.tokens for c in part)).append(chunk)
+    return [part for part in parts if part]
 
 
 def score(network: Network, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

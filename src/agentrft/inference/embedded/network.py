@@ -41,6 +41,12 @@ class Projection:
             return _packed_linear(x_NI, self.weight_OI, self.bias_O, "none", [], "")
         return functional.linear(x_NI, self.weight_OI, self.bias_O)
 
+    def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
+        """Return residual + projection, in one operation where the layout allows."""
+        if self.weight_OI.is_mkldnn:
+            return _packed_linear.binary(x_NI, residual_NO, self.weight_OI, self.bias_O, "add")
+        return residual_NO + functional.linear(x_NI, self.weight_OI, self.bias_O)
+
     def unpack(self) -> Tensor:
         """Return the plain weight to write into; `pack` when done."""
         if self.weight_OI.is_mkldnn:
@@ -180,10 +186,10 @@ class Network:
             swapped_NHD = qk_NHD.roll(shape.head_dim // 2, -1)
             qk_NHD = torch.addcmul(qk_NHD * cos_N1D, swapped_NHD, sin_N1D)
             mixed_NHD = attend(number, qk_NHD[:, : shape.heads], qk_NHD[:, shape.heads :], v_NKD)
-            x_NE = x_NE + layer.output(mixed_NHD.flatten(1))
+            x_NE = layer.output.add(mixed_NHD.flatten(1), x_NE)
             h_NE = self._norm(x_NE, layer.feed_forward_norm_E)
             gate_NF, up_NF = layer.gate_up(h_NE).chunk(2, -1)
-            x_NE = x_NE + layer.down(functional.silu(gate_NF).mul_(up_NF))
+            x_NE = layer.down.add(functional.silu(gate_NF).mul_(up_NF), x_NE)
         return x_NE
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
