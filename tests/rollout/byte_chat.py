@@ -1,5 +1,6 @@
 """A chat format whose tokens are characters, and builders for rollouts in it."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,13 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentrft.core.config import Limits
+from agentrft.core.grade import GradedTrajectory
 from agentrft.core.policy import AgentSpec, Policy
-from agentrft.core.protocols import Grader, OpenEnvironment, Sampler
+from agentrft.core.protocols import Grader, OpenEnvironment, Sampler, SampleRequest
 from agentrft.core.task import Message, Task, ToolCall, ToolSpec
-from agentrft.core.trajectory import ParseFailure
+from agentrft.core.trajectory import ParseFailure, Trajectory
 from agentrft.graders.environment import EnvironmentGrader
 from agentrft.inference.scripted import Script, ScriptedSampler
-from agentrft.rollout.episode import Renderer, RolloutSetup
+from agentrft.rollout.environment import Environment
+from agentrft.rollout.episode import Renderer, RolloutSetup, run_episode
+from agentrft.rollout.tools import ToolRefusal, tool
 
 START, END = 0x110000, 0x110001
 CALL = re.compile(r"<call>(.*?)</call>", re.DOTALL)
@@ -117,3 +121,40 @@ def a_setup(
         open_environment=open_environment,
         grader=grader or EnvironmentGrader(),
     )
+
+
+class Desk(Environment):
+    """Records what it was asked."""
+
+    def __init__(self, task: Task) -> None:
+        self.asked: list[str] = []
+
+    @tool
+    def get_order(self, order_id: str) -> dict[str, str]:
+        """Look an order up. order_id: as printed, e.g. W1."""
+        self.asked.append(order_id)
+        return {"order": order_id, "status": "shipped"}
+
+    @tool
+    def refund(self, cents: int) -> str:
+        """Pay back."""
+        if cents > 100:
+            raise ToolRefusal("at most 100 cents")
+        return "paid"
+
+    @tool
+    def broken(self) -> str:
+        """Fail."""
+        raise ZeroDivisionError("no luck")
+
+    def grade(self, trajectory: Trajectory) -> object:
+        return {"score": float("shipped" in trajectory.output_text), "asked": len(self.asked)}
+
+
+def play(setup: RolloutSetup, task: Task | None = None, seed: int = 7) -> GradedTrajectory:
+    return asyncio.run(run_episode(setup, task or a_task(), seed=seed))
+
+
+def requests(setup: RolloutSetup) -> list[SampleRequest]:
+    assert isinstance(setup.sampler, ScriptedSampler)
+    return setup.sampler.requests

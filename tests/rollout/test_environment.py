@@ -120,6 +120,11 @@ def test_arguments_arrive_as_the_types_that_the_hints_promise() -> None:
         ("{", "not valid JSON"),
         ("[1]", "must be a JSON object"),
         ("[" * 100_000, "not valid JSON"),
+        ('{"text": NaN}', "not valid JSON (NaN is not a number)"),
+        ('{"text": "\\ud800"}', "not valid JSON"),
+        ('{"count": ' + "1" * 5000 + "}", "not valid JSON"),
+        (FULL.replace("0.5", '"nan"'), "argument 'share'"),
+        (FULL.replace("0.5", "1e999"), "argument 'share'"),
         ("{}", "argument 'text' is missing; expected {text: string, count: integer"),
         (
             FULL.replace('"air"', '"road"'),

@@ -78,7 +78,7 @@ def sample_of(trajectory: Trajectory) -> dict[str, Any]:
             {"index": 0, "message": message, "finish_reason": trajectory.stop_reason.value}
         ],
     }
-    with suppress(json.JSONDecodeError, RecursionError):
+    with suppress(ValueError, RecursionError):
         sample["output_json"] = json.loads(text)
     return sample
 

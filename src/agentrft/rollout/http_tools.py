@@ -24,7 +24,7 @@ from agentrft.core.trajectory import ToolResult, Trajectory
 from agentrft.rollout.deadline import within
 from agentrft.rollout.environment import Environment as PythonEnvironment
 from agentrft.rollout.environment import PythonEnvironments
-from agentrft.rollout.tools import error_result, unknown_tool
+from agentrft.rollout.tools import ArgumentsError, error_result, read_object, unknown_tool
 
 MAX_BODY_BYTES = 1 << 20
 """Of a request and of a reply."""
@@ -153,8 +153,10 @@ class HttpEnvironment:
         names = [spec.name for spec in self._specs]
         if call.name not in names:
             return unknown_tool(call, names)
-        if (problem := _argument_problem(call.arguments)) is not None:
-            return error_result(call, problem)
+        try:
+            read_object(call.arguments)
+        except ArgumentsError as error:
+            return error_result(call, f"{error}; write a JSON object")
         body = _request_body(call, self._trace_id, self._task)
         if body is None:
             return error_result(
@@ -307,14 +309,6 @@ def _request_body(call: ToolCall, trace_id: str, task: Task) -> bytes | None:
     return None
 
 
-def _argument_problem(arguments: str) -> str | None:
-    try:
-        value = json.loads(arguments or "{}")
-    except (json.JSONDecodeError, RecursionError) as error:
-        return f"the arguments are not valid JSON ({error}); write a JSON object"
-    return None if isinstance(value, dict) else "the arguments must be a JSON object"
-
-
 async def _read(response: httpx2.Response) -> bytes | None:
     """Return the body, None if it is larger than a reply may be."""
     received = bytearray()
@@ -350,7 +344,7 @@ def _accepted(call: ToolCall, content: bytes, where: str) -> ToolResult:
 def _as_json(text: str) -> object | None:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 

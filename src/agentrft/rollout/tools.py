@@ -13,10 +13,6 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any, TypeVar, cast, get_type_hints, overload
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
-from pydantic_core import to_jsonable_python
-
 from agentrft.core.errors import UserError
 from agentrft.core.task import ToolCall, ToolSpec
 from agentrft.core.trajectory import ToolResult
@@ -64,7 +60,8 @@ def tool(function: F | None = None, /, *, name: str = "") -> F | Callable[[F], F
 class Argument:
     """One parameter of a tool."""
 
-    adapter: TypeAdapter[Any]
+    convert: Callable[[object], object]
+    """Check and convert one value; raises pydantic's ValidationError."""
     schema: Mapping[str, Any]
     required: bool
 
@@ -80,14 +77,9 @@ class PythonTool:
     def read_arguments(self, text: str) -> dict[str, Any]:
         """Parse and check the model's JSON. Raises ArgumentsError."""
         try:
-            given = json.loads(text or "{}")
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ArgumentsError(
-                f"the arguments are not valid JSON ({error}); {self._expected()}"
-            ) from None
-        if not isinstance(given, dict):
-            raise ArgumentsError(f"the arguments must be a JSON object; {self._expected()}")
-        given = cast(dict[str, Any], given)
+            given = read_object(text)
+        except ArgumentsError as error:
+            raise ArgumentsError(f"{error}; {self._expected()}") from None
         for name in given:
             if name not in self.arguments:
                 raise ArgumentsError(
@@ -99,8 +91,10 @@ class PythonTool:
         return {name: self._read(name, value) for name, value in given.items()}
 
     def _read(self, name: str, value: Any) -> Any:
+        from pydantic import ValidationError
+
         try:
-            return self.arguments[name].adapter.validate_python(value)
+            return self.arguments[name].convert(value)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             path = ".".join(str(part) for part in (name, *first["loc"]))
@@ -115,6 +109,25 @@ class PythonTool:
             for name, argument in self.arguments.items()
         ]
         return f"expected {{{', '.join(parts)}}}" if parts else "it takes no arguments, write {}"
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """Parse the arguments of a call; empty text means none. Raises ArgumentsError.
+
+    Stricter than `json`: NaN and halves of characters are not JSON, whatever Python thinks.
+    """
+    try:
+        given = json.loads(text or "{}", parse_constant=_refuse_constant)
+        json.dumps(given, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ArgumentsError(f"the arguments are not valid JSON ({error})") from None
+    if not isinstance(given, dict):
+        raise ArgumentsError("the arguments must be a JSON object")
+    return cast(dict[str, Any], given)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
 
 
 def describe_tool(method: ToolMethod, owner: str) -> PythonTool:
@@ -165,8 +178,18 @@ def _hints(function: Callable[..., object], where: str) -> dict[str, Any]:
 
 
 def _argument(hint: Any, note: str, *, required: bool, where: str) -> Argument:
+    # Imported here: `import agentrft` and the command line start in half the time without it.
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(hint)
+        try:
+            # A refund of NaN passes every comparison that should stop it.
+            adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+        except PydanticUserError as error:
+            if error.code != "type-adapter-config-unused":
+                raise
+            adapter = TypeAdapter(hint)
         full = adapter.json_schema()
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
         reason = str(error).splitlines()[0]
@@ -177,7 +200,7 @@ def _argument(hint: Any, note: str, *, required: bool, where: str) -> Argument:
     schema = _compact(full, full.get("$defs", {}), where)
     if note:
         schema["description"] = note
-    return Argument(adapter, schema, required)
+    return Argument(adapter.validate_python, schema, required)
 
 
 def _compact(schema: Any, definitions: Mapping[str, Any], where: str, depth: int = 0) -> Any:
@@ -268,6 +291,8 @@ def output_text(value: object) -> str:
     """Return what the model sees of a tool's return value: text as it is, the rest as JSON."""
     if isinstance(value, str):
         return value
+    from pydantic_core import to_jsonable_python
+
     plain = to_jsonable_python(value)
     return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
 
