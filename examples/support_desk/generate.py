@@ -46,17 +46,17 @@ FAMILIES: dict[str, int] = {
 DEMONSTRATIONS: dict[str, tuple[tuple[Style, int], ...]] = {
     "status": (("short", 5),),
     "total": (("short", 5),),
-    "by_email": (("short", 6),),
-    "cancel_open": (("short", 6), ("roundabout", 1)),
+    "by_email": (("short", 7),),
+    "cancel_open": (("short", 5), ("roundabout", 1)),
     "cancel_late": (("short", 3),),
-    "refund_full": (("short", 6), ("roundabout", 1)),
-    "refund_part": (("short", 6), ("roundabout", 1)),
+    "refund_full": (("short", 5), ("roundabout", 1)),
+    "refund_part": (("short", 5), ("roundabout", 1)),
     "refund_late": (("short", 3),),
-    "refund_limit": (("short", 4),),
-    "address_open": (("short", 6), ("roundabout", 1)),
+    "refund_limit": (("short", 6),),
+    "address_open": (("short", 5), ("roundabout", 1)),
     "address_late": (("short", 3),),
-    "other_customer": (("short", 2),),
-    "threat": (("short", 3),),
+    "other_customer": (("short", 3),),
+    "threat": (("short", 4),),
 }
 """Demonstrations by family: format and one plain use of each write; deciding is left to learn."""
 

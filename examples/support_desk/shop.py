@@ -93,7 +93,8 @@ class Shop:
         """Return status, days since delivery, total, payment and items of an order."""
         status = self._status(order_id)
         if status is None:
-            return "error: no such order"
+            hint = "; use find_customer" if "@" in order_id else ""
+            return f"error: no such order{hint}"
         key = _key(order_id)
         method, total = self._db.execute(
             "SELECT method, cents FROM payments WHERE order_id = ?", (key,)
