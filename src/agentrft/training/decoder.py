@@ -260,9 +260,10 @@ class Decoder:
 
     def _norm(self, input_CE: Tensor, norm: Vector) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normed states, and in float32 what they are without weight, and 1 / RMS."""
-        length_C1 = torch.linalg.vector_norm(input_CE, dim=-1, keepdim=True, dtype=torch.float32)
+        unit_CE = input_CE.to(torch.float32, copy=True)
+        length_C1 = torch.linalg.vector_norm(unit_CE, dim=-1, keepdim=True)
         inverse_C1 = length_C1.square_().div_(input_CE.shape[-1]).add_(self.epsilon).rsqrt_()
-        unit_CE = input_CE * inverse_C1
+        unit_CE.mul_(inverse_C1)
         return unit_CE.to(input_CE.dtype) * norm.weight, unit_CE, inverse_C1
 
     def _norm_backward(self, gradient_CE: Tensor, input_CE: Tensor, norm: Vector) -> Tensor:

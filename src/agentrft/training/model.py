@@ -3,7 +3,10 @@
 Shapes: as in `pack.py`, and E hidden width, V vocabulary.
 """
 
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +65,10 @@ def load_causal(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """Load a causal LM of transformers in the compute type. Raises ModelError."""
     from transformers import AutoModelForCausalLM
 
-    with boundary(ModelError, f"model {folder.name!r}: cannot be loaded from {folder}"):
+    with (
+        boundary(ModelError, f"model {folder.name!r}: cannot be loaded from {folder}"),
+        _no_progress_bars(),
+    ):
         causal = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     if causal.get_output_embeddings() is None or causal.base_model is causal:
         raise ModelError(
@@ -70,7 +76,7 @@ def load_causal(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
             "vocabulary projection; training supports Llama-, Qwen- and similarly built models"
         )
     causal.to(device)
-    causal.train()
+    causal.eval()  # dropout would make the policy another one than the sampler's
     return causal
 
 
@@ -137,3 +143,25 @@ def available_bytes(device: torch.device) -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def count_weights(file: Path) -> int:
+    """Return how many numbers a safetensors file holds. Raises ModelError."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"model file {file} cannot be read: {error}; fetch it again") from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

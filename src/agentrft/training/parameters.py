@@ -177,15 +177,18 @@ class LowRankAdapter:
     """LoRA on the linear layers whose name is in `adapter.targets`; everything else is frozen."""
 
     def __init__(
-        self, model: nn.Module, adapter: Adapter, stored: Mapping[str, Tensor], seed: int
+        self, model: Any, adapter: Adapter, stored: Mapping[str, Tensor], seed: int
     ) -> None:
         """`stored` holds base weights as the model folder has them, unrounded."""
         generator = torch.Generator().manual_seed(seed)
         model.requires_grad_(False)
-        self._model = model
+        self._model: nn.Module = model
+        head = model.get_output_embeddings()
         self.layers: dict[str, LowRankLinear] = {}
         linears = {
-            name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+            name: module
+            for name, module in self._model.named_modules()
+            if isinstance(module, nn.Linear) and module is not head
         }
         for name, linear in linears.items():
             parent, _, child = name.rpartition(".")
@@ -195,7 +198,7 @@ class LowRankAdapter:
             layer = LowRankLinear(
                 linear, base_OI, adapter.rank, adapter.alpha / adapter.rank, generator
             )
-            setattr(model.get_submodule(parent), child, layer)
+            setattr(self._model.get_submodule(parent), child, layer)
             self.layers[name] = layer
         if not self.layers:
             known = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))

@@ -1,4 +1,4 @@
-"""Log-probabilities of action tokens from hidden states, chunked over the vocabulary's rows.
+"""Log-probabilities of action tokens from hidden states, without ever holding all logits.
 
 Shapes: A action tokens, C tokens of a chunk, E hidden width, V vocabulary.
 """
@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK_TOKENS = 256
-"""Rows projected at once; bounds memory at CHUNK_TOKENS * V floats."""
+"""Tokens projected at once; bounds memory at that many rows of the vocabulary."""
+ROW_TOKENS = 64
+"""Tokens whose softmax is taken at once in float32: few enough to stay in a cache."""
 
 
 def action_logprobs(
@@ -31,8 +33,8 @@ def action_logprobs(
 
 
 class _ActionLogprobs(torch.autograd.Function):
-    """d logprob / d hidden = (W[target] - softmax @ W) / temperature needs no loss, so the forward
-    computes it while the logits are at hand and the backward only scales it."""
+    """d logprob / d hidden = (W[target] - probabilities @ W) / temperature needs no loss, so the
+    forward computes it while the probabilities are at hand, and the backward only scales it."""
 
     @staticmethod
     def forward(
@@ -48,15 +50,13 @@ class _ActionLogprobs(torch.autograd.Function):
         slope_AE = torch.empty_like(hidden_AE) if ctx.needs_input_grad[0] else None
         for first in range(0, len(target_A), CHUNK_TOKENS):
             chunk = slice(first, first + CHUNK_TOKENS)
-            target_C1 = target_A[chunk, None]
-            temperatures_C1 = temperatures_A[chunk, None]
-            logprobs_CV = _log_softmax(hidden_AE[chunk], weight_VE, bias_V, temperatures_C1)
-            logprobs_A[chunk] = logprobs_CV.gather(1, target_C1)[:, 0]
-            probability_CV = logprobs_CV.exp()
-            entropy_A[chunk] = -torch.linalg.vecdot(probability_CV, logprobs_CV)
+            target_C, temperatures_C = target_A[chunk], temperatures_A[chunk]
+            probability_CV, logprobs_A[chunk], entropy_A[chunk] = _probabilities(
+                hidden_AE[chunk], weight_VE, bias_V, target_C, temperatures_C
+            )
             if slope_AE is not None:
-                expected_CE = probability_CV.to(weight_VE.dtype) @ weight_VE
-                slope_AE[chunk] = (weight_VE[target_C1[:, 0]] - expected_CE) / temperatures_C1
+                slope_CE = weight_VE[target_C] - probability_CV @ weight_VE
+                slope_AE[chunk] = slope_CE / temperatures_C[:, None]
         ctx.save_for_backward(hidden_AE, weight_VE, bias_V, target_A, temperatures_A, slope_AE)
         ctx.mark_non_differentiable(entropy_A)
         return logprobs_A, entropy_A
@@ -68,26 +68,43 @@ class _ActionLogprobs(torch.autograd.Function):
         hidden_gradient_AE = None
         if slope_AE is not None:
             hidden_gradient_AE = (slope_AE * gradient_A[:, None]).to(hidden_AE.dtype)
-        weight_gradient_VE = bias_gradient_V = None
-        if ctx.needs_input_grad[1]:
-            weight_gradient_VE = torch.zeros_like(weight_VE, dtype=torch.float32)
-            bias_gradient_V = None if bias_V is None else torch.zeros_like(bias_V)
-            for first in range(0, len(target_A), CHUNK_TOKENS):
-                chunk = slice(first, first + CHUNK_TOKENS)
-                temperatures_C1 = temperatures_A[chunk, None]
-                scale_C1 = gradient_A[chunk, None] / temperatures_C1
-                logits_CV = _log_softmax(hidden_AE[chunk], weight_VE, bias_V, temperatures_C1)
-                logits_CV.exp_().mul_(-scale_C1)
-                logits_CV.scatter_add_(1, target_A[chunk, None], scale_C1)
-                weight_gradient_VE += logits_CV.to(weight_VE.dtype).T @ hidden_AE[chunk]
-                if bias_gradient_V is not None:
-                    bias_gradient_V += logits_CV.sum(0)
-            weight_gradient_VE = weight_gradient_VE.to(weight_VE.dtype)
-        return hidden_gradient_AE, weight_gradient_VE, bias_gradient_V, None, None
+        if not ctx.needs_input_grad[1]:
+            return hidden_gradient_AE, None, None, None, None
+        weight_gradient_VE = torch.zeros_like(weight_VE, dtype=torch.float32)
+        bias_gradient_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        for first in range(0, len(target_A), CHUNK_TOKENS):
+            chunk = slice(first, first + CHUNK_TOKENS)
+            target_C, temperatures_C = target_A[chunk], temperatures_A[chunk]
+            scale_C1 = (gradient_A[chunk] / temperatures_C)[:, None].to(weight_VE.dtype)
+            logit_gradient_CV, _, _ = _probabilities(
+                hidden_AE[chunk], weight_VE, bias_V, target_C, temperatures_C
+            )
+            logit_gradient_CV *= -scale_C1
+            logit_gradient_CV.scatter_add_(1, target_C[:, None], scale_C1)
+            weight_gradient_VE += logit_gradient_CV.T @ hidden_AE[chunk]
+            if bias_gradient_V is not None:
+                bias_gradient_V += logit_gradient_CV.sum(0, dtype=torch.float32)
+        bias_gradient = None if bias_V is None else bias_gradient_V.to(bias_V.dtype)
+        return hidden_gradient_AE, weight_gradient_VE.to(weight_VE.dtype), bias_gradient, None, None
 
 
-def _log_softmax(
-    hidden_CE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, temperatures_C1: Tensor
-) -> Tensor:
-    logits_CV = F.linear(hidden_CE, weight_VE, bias_V).float()
-    return logits_CV.div_(temperatures_C1).log_softmax(dim=-1)
+def _probabilities(
+    hidden_CE: Tensor,
+    weight_VE: Tensor,
+    bias_V: Tensor | None,
+    target_C: Tensor,
+    temperatures_C: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return probabilities in the compute type, log-probability of the target, and entropy."""
+    values_CV = F.linear(hidden_CE, weight_VE, bias_V)
+    logprobs_C = torch.empty_like(temperatures_C)
+    entropy_C = torch.empty_like(temperatures_C)
+    for first in range(0, len(values_CV), ROW_TOKENS):
+        rows = slice(first, first + ROW_TOKENS)
+        scaled = values_CV[rows].float() / temperatures_C[rows, None]
+        logprobs = scaled.log_softmax(dim=-1)
+        logprobs_C[rows] = logprobs.gather(1, target_C[rows, None])[:, 0]
+        probability = torch.exp(logprobs, out=scaled)
+        entropy_C[rows] = -torch.linalg.vecdot(probability, logprobs)
+        values_CV[rows] = probability
+    return values_CV, logprobs_C, entropy_C

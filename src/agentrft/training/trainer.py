@@ -29,6 +29,7 @@ from agentrft.training.checkpoint import (
 from agentrft.training.files import read_state, read_weights, write_state, write_weights
 from agentrft.training.model import (
     available_bytes,
+    count_weights,
     compute_device,
     compute_dtype,
     language_model,
@@ -72,13 +73,12 @@ class LocalTrainer:
         self.steps_done = 0
         self.cursor: Mapping[str, int] = {}
         dtype = compute_dtype(config.dtype, self._device)
-        check_memory(folder, config, dtype, self._device)
-        torch.manual_seed(seed)
+        check_memory(folder, config, dtype, free_bytes=available_bytes(self._device))
         causal = load_causal(folder, dtype, self._device)
-        self._trainable = self._parameters(causal)
-        self._model = language_model(causal, self._trainable)
+        self.trainable = self._parameters(causal)
+        self.model = language_model(causal, self.trainable)
         self._optimizer = torch.optim.AdamW(
-            self._trainable.masters.values(),
+            self.trainable.masters.values(),
             lr=config.optimizer.learning_rate,
             betas=config.optimizer.betas,
             eps=config.optimizer.eps,
@@ -94,12 +94,8 @@ class LocalTrainer:
         if not samples:
             return {}
         began = time.perf_counter()
-        totals: dict[str, float] = {}
-        normaliser = self._normaliser(samples)
         with _torch_settings(self._threads, self._config.deterministic):
-            for batch in self._pack(samples):
-                for name, value in self._accumulate(batch, normaliser).items():
-                    totals[name] = totals.get(name, 0.0) + value
+            totals = self._accumulate(samples)
             gradient_norm, stepped = self._update()
         actions = max(1.0, totals["action_tokens"])
         metrics = {
@@ -129,12 +125,23 @@ class LocalTrainer:
         metrics["tokens_per_s"] = totals["sample_tokens"] / metrics["train_s"]
         return metrics
 
+    def loss_and_gradients(self, samples: Sequence[Sample]) -> tuple[float, Mapping[str, Tensor]]:
+        """Return what a step on these samples would use, by name as in the saved file; no step."""
+        with _torch_settings(self._threads, self._config.deterministic):
+            totals = self._accumulate(samples)
+        gradients = {
+            name: torch.zeros_like(master) if master.grad is None else master.grad
+            for name, master in self.trainable.masters.items()
+        }
+        self._optimizer.zero_grad(set_to_none=True)
+        return totals["loss"], gradients
+
     def weights(self) -> Weights:
         """Return copies of the changed weights and this trainer's own canary logprobs."""
         scored = self.score(self._canaries)
         return Weights(
             version=self.steps_done,
-            tensors=self._trainable.merged(),
+            tensors=self.trainable.merged(),
             canaries=tuple(
                 Canary(token_ids=ids, logprobs=tuple(logprobs))
                 for ids, logprobs in zip(self._canaries, scored, strict=True)
@@ -144,10 +151,10 @@ class LocalTrainer:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return log-probabilities (temperature 1) of every token after the first, per sequence."""
         samples = [_scored_sample(place, ids) for place, ids in enumerate(sequences)]
-        result: list[list[float]] = [[] for _ in samples]
+        result: list[list[float]] = [[] for _ in sequences]
         with torch.no_grad(), _torch_settings(self._threads, self._config.deterministic):
             for batch in self._pack(samples):
-                logprobs_A, _ = self._model.logprobs(batch)
+                logprobs_A, _ = self.model.logprobs(batch)
                 values = zip(batch.sample_A.tolist(), logprobs_A.tolist(), strict=True)
                 for index, value in values:
                     result[batch.order[index]].append(value)
@@ -170,8 +177,8 @@ class LocalTrainer:
         )
 
         def fill(partial: Path) -> None:
-            write_weights(partial, self._folder, self._trainable.masters, self._config.adapter)
-            write_state(partial, self._optimizer, self._trainable.masters)
+            write_weights(partial, self._folder, self.trainable.masters, self._config.adapter)
+            write_state(partial, self._optimizer, self.trainable.masters)
             write_record(partial, record)
 
         write_checkpoint(folder, fill)
@@ -194,10 +201,10 @@ class LocalTrainer:
                 f"checkpoint {checkpoint} holds {record.kind!r} weights but adapter.kind is "
                 f"{self._config.adapter.kind!r}; make them equal"
             )
-        read_weights(checkpoint, self._trainable.masters)
-        self._trainable.refresh()
+        read_weights(checkpoint, self.trainable.masters)
+        self.trainable.refresh()
         if everything:
-            read_state(checkpoint, self._optimizer, self._trainable.masters)
+            read_state(checkpoint, self._optimizer, self.trainable.masters)
             self.steps_done = record.steps_done
             self.cursor = record.cursor
 
@@ -207,7 +214,7 @@ class LocalTrainer:
             for batch in pack(
                 samples,
                 budget_tokens=self._config.micro_batch_tokens,
-                share=self._model.decoder is not None,
+                share=self.model.decoder is not None,
             )
         ]
 
@@ -218,21 +225,27 @@ class LocalTrainer:
             case "cross_entropy":
                 return max(1e-9, sum(sum(sample.advantages) for sample in samples))
 
-    def _accumulate(self, batch: MicroBatch, normaliser: float) -> dict[str, float]:
-        """Add one micro-batch's gradients; return its sums."""
-        logprobs_A, entropy_A = self._model.logprobs(batch)
-        terms = self._loss_terms(logprobs_A, batch, normaliser)
-        terms.loss.backward()
-        self._trainable.collect()
-        return {
-            **terms.sums,
-            "loss": terms.loss.item(),
-            "entropy": entropy_A.sum().item(),
-            "action_tokens": float(len(entropy_A)),
-            "sample_tokens": float(batch.sample_tokens),
-            "computed_tokens": float(batch.computed_tokens),
-            "micro_batches": 1.0,
-        }
+    def _accumulate(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Add the gradients of all samples; return sums over them."""
+        normaliser = self._normaliser(samples)
+        totals: dict[str, float] = {}
+        for batch in self._pack(samples):
+            logprobs_A, entropy_A = self.model.logprobs(batch)
+            terms = self._loss_terms(logprobs_A, batch, normaliser)
+            terms.loss.backward()
+            self.trainable.collect()
+            sums = {
+                **terms.sums,
+                "loss": terms.loss.item(),
+                "entropy": entropy_A.sum().item(),
+                "action_tokens": float(len(entropy_A)),
+                "sample_tokens": float(batch.sample_tokens),
+                "computed_tokens": float(batch.computed_tokens),
+                "micro_batches": 1.0,
+            }
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0.0) + value
+        return totals
 
     def _loss_terms(
         self, logprobs_A: Tensor, batch: MicroBatch, normaliser: float
@@ -256,14 +269,14 @@ class LocalTrainer:
 
     def _update(self) -> tuple[float, bool]:
         """Clip and step; return the gradient norm before clipping and whether a step was made."""
-        masters = list(self._trainable.masters.values())
+        masters = list(self.trainable.masters.values())
         norm = torch.nn.utils.clip_grad_norm_(masters, self._config.optimizer.max_grad_norm).item()
         finite = norm < float("inf")
         if finite:
             for group in self._optimizer.param_groups:
                 group["lr"] = self._learning_rate()
             self._optimizer.step()
-            self._trainable.refresh()
+            self.trainable.refresh()
         self._optimizer.zero_grad(set_to_none=True)
         return norm, finite
 
@@ -274,21 +287,23 @@ class LocalTrainer:
 
 
 def check_memory(
-    folder: Path, config: TrainerConfig, dtype: torch.dtype, device: torch.device
+    folder: Path, config: TrainerConfig, dtype: torch.dtype, *, free_bytes: int
 ) -> None:
-    """Raise ModelError with the numbers if the weights and their optimizer cannot fit."""
-    stored_bytes = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
-    compute_share = 2.0 if dtype is torch.float32 else 1.0
-    # Files hold two bytes per weight or more. Full weights add a float32 master, its gradient and
-    # two moments; an adapter needs the merged copy beside the stored base.
-    training_share = 8.0 if config.adapter.kind == "full" else 1.0
-    needed_bytes = int(stored_bytes * (compute_share + training_share))
-    free_bytes = available_bytes(device)
+    """Raise ModelError with the numbers if weights, gradients and optimizer cannot fit."""
+    weights = sum(count_weights(file) for file in folder.glob("model*.safetensors"))
+    compute_bytes = weights * dtype.itemsize
+    match config.adapter.kind:
+        case "full":  # float32: master, gradient and two moments
+            training_bytes = weights * 16
+        case "lora":  # the stored base beside the merged copy; the factors are small
+            training_bytes = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    needed_bytes = compute_bytes + training_bytes
     if needed_bytes > free_bytes:
         raise ModelError(
             f"model {folder.name!r} does not fit: training ({config.adapter.kind}) needs about "
-            f"{needed_bytes / 1e9:.1f} GB and {device} has {free_bytes / 1e9:.1f} GB free; use a "
-            "smaller model, adapter.kind 'lora', or a machine with more memory"
+            f"{needed_bytes / 1e9:.2g} GB for {weights / 1e6:.4g} million weights, and "
+            f"{free_bytes / 1e9:.2g} GB are free; use a smaller model, adapter.kind 'lora', "
+            "or a machine with more memory"
         )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from agentrft.core.config import Adapter, Optimizer, TrainerConfig
 from agentrft.core.sample import Sample
+from agentrft.training.trainer import LocalTrainer
 
 VOCABULARY = 97
 
@@ -90,3 +91,14 @@ def config(kind: str = "lora", **changes: Any) -> TrainerConfig:
         threads=1,
     )
     return TrainerConfig(**(values | changes))
+
+
+@torch.no_grad()
+def perturbed(trainer: LocalTrainer) -> LocalTrainer:
+    """Give the adapter's zero factor values, so that every gradient is something."""
+    generator = torch.Generator().manual_seed(3)
+    for name, master in trainer.trainable.masters.items():
+        if "lora_B" in name:
+            master.normal_(std=0.05, generator=generator)
+    trainer.trainable.refresh()
+    return trainer

@@ -1,0 +1,6 @@
+"""Tests of this room share small models and samples, so their folder is on the path."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
