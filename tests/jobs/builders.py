@@ -1,13 +1,12 @@
 """Small builders: a job in a temporary home, tasks, and a setup made of shipped fakes."""
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 
 from byte_chat import ByteChat, a_policy, says
 
 from agentrft.core.grade import Grade
-from agentrft.core.protocols import Environment, SampleRequest, Sampler
+from agentrft.core.protocols import Environment, Sampler, SampleRequest
 from agentrft.core.run import Method
 from agentrft.core.task import Message, Task
 from agentrft.core.trajectory import Trajectory
@@ -69,5 +68,3 @@ def a_setup(sampler: Sampler | None = None) -> RolloutSetup:
         open_environment=ScriptedEnvironment({}),
         grader=YesGrader(),
     )
-
-

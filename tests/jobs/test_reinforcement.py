@@ -83,9 +83,7 @@ def test_a_broken_tool_costs_rollouts_but_never_becomes_a_reward(tmp_path: Path)
     job, trainer = a_job(tmp_path), a_trainer()
     run(job, trainer, replace(a_setup(), open_environment=sometimes_broken))
     spoiled = [
-        r.graded.trajectory.id
-        for r in job.read_all(RolloutRecord)
-        if r.graded.grade.score is None
+        r.graded.trajectory.id for r in job.read_all(RolloutRecord) if r.graded.grade.score is None
     ]
     assert spoiled
     trained = {sample.trajectory_id for batch in trainer.batches for sample in batch}

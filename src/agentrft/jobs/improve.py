@@ -73,7 +73,8 @@ async def measure(job: Job, project: Project, split: Split, checkpoint: Path | N
     stage = BASE if checkpoint is None else "checkpoint"
     with served_model(project, job.home, trained=checkpoint is not None) as model:
         records = await evaluation(job, model, Measurement(stage=stage, split=split), checkpoint)
-    return reported(job, project.config, [StageResult(name=stage, records=records)])
+    stages = [StageResult(name=stage, records=records)]
+    return reported(job, project.config, stages, split=split)
 
 
 async def holdout_stage(
@@ -104,6 +105,7 @@ async def evaluation(
         records = stored_records(job, measurement)
     else:
         async with job.running():
+            job.note_result(split=measurement.split)
             setup = await serving(job, model, checkpoint)
             records = await evaluate(
                 job,
@@ -143,7 +145,9 @@ async def warm_start(job: Job, model: ServedModel, start: Path | None) -> Checkp
             start=None if resume else start,
         )
         samples = demonstration_samples(model.project, model.renderer)
-        return await imitate(job, trainer, samples, config, first_step=trainer.cursor.get("step", 0))
+        return await imitate(
+            job, trainer, samples, config, first_step=trainer.cursor.get("step", 0)
+        )
 
 
 async def reinforcement(job: Job, model: ServedModel, start: Path | None) -> Checkpoint:
@@ -175,7 +179,9 @@ async def reinforcement(job: Job, model: ServedModel, start: Path | None) -> Che
         )
 
 
-def reported(job: Job, config: ProjectConfig, stages: Sequence[StageResult]) -> Report:
+def reported(
+    job: Job, config: ProjectConfig, stages: Sequence[StageResult], *, split: Split = "holdout"
+) -> Report:
     """Put the stages into one report."""
     return build_report(
         ReportInput(
@@ -187,6 +193,8 @@ def reported(job: Job, config: ProjectConfig, stages: Sequence[StageResult]) -> 
             pass_threshold=config.pass_threshold,
             phase_s=phase_seconds(job),
             created_at=job.run.created_at,
+            split=split,
+            holdout_looks=holdout_looks(job),
             stages=tuple(stages),
         )
     )
@@ -215,6 +223,19 @@ def report_again(home: Home, run_id: str) -> tuple[Report, Path]:
     folder = home.report(run_id)
     write_report(report, folder)
     return report, folder
+
+
+def holdout_looks(job: Job) -> int:
+    """Count the improvements and evaluations of this project that measured its holdout."""
+    lookers = {job.run.id}
+    after, more = 0, True
+    while more:
+        page = job.home.store.runs(job.run.project, after=after)
+        lookers |= {
+            run.id.partition(".")[0] for run in page.items if run.result.get("split") == "holdout"
+        }
+        after, more = page.last, page.has_more
+    return len(lookers)
 
 
 def phase_seconds(job: Job) -> dict[str, float]:
