@@ -13,6 +13,8 @@ from agentrft.core.errors import SamplerError
 
 _BLOCK = 256
 _NUCLEUS = 512
+_ROWS = 8
+"""Rows treated together on a CPU: few enough that their probabilities stay in its cache."""
 
 
 def uniform(seed: int, position: int) -> float:
@@ -36,28 +38,43 @@ def draw(
     reported is that of temperature 1. Tokens are drawn by inverse CDF in vocabulary order.
     Raises SamplerError for logits that are not numbers.
     """
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    rows = _ROWS if logits_SV.device.type == "cpu" else len(logits_SV)
+    for first in range(0, len(logits_SV), rows):
+        part = slice(first, first + rows)
+        token_S, logprob_S = _draw_rows(
+            logits_SV[part], temperatures[part], top_ps[part], uniforms[part]
+        )
+        tokens += token_S.tolist()
+        logprobs += logprob_S.tolist()
+    return tokens, logprobs
+
+
+def _draw_rows(
+    logits_SV: Tensor,
+    temperatures: Sequence[float],
+    top_ps: Sequence[float],
+    uniforms: Sequence[float],
+) -> tuple[Tensor, Tensor]:
     greedy = [t == 0 for t in temperatures]
-    logits_SV = logits_SV.float()
-    best_S = logits_SV.argmax(-1) if any(greedy) else None
+    device = logits_SV.device
+    scaled_SV = logits_SV
     if any(t not in (0, 1) for t in temperatures):
         scale = [1.0 if t == 0 else 1 / t for t in temperatures]
-        logits_SV = logits_SV * torch.tensor(scale, device=logits_SV.device)[:, None]
-    peak_S1 = logits_SV.amax(-1, keepdim=True)
-    mass_SV = (logits_SV - peak_S1).exp_()
+        scaled_SV = logits_SV.float() * torch.tensor(scale, device=device)[:, None]
+    mass_SV = scaled_SV.softmax(-1, dtype=torch.float32)
     cut = [i for i, p in enumerate(top_ps) if p < 1 and not greedy[i]]
     if cut:
         mass_SV[cut] = _nucleus(mass_SV[cut], [top_ps[i] for i in cut])
-    u_S = torch.tensor(uniforms, dtype=torch.float64, device=logits_SV.device)
+    u_S = torch.tensor(uniforms, dtype=torch.float64, device=device)
     token_S, total_S = _inverse_cdf(mass_SV, u_S)
     if not bool(total_S.isfinite().all()):
         raise SamplerError("the model's logits are not finite; its weights are broken or diverged")
-    if best_S is not None:
-        greedy_S = torch.tensor(greedy, device=logits_SV.device)
-        token_S = torch.where(greedy_S, best_S, token_S)
-    # The subtraction happens in float32 logits, not in logs of rounded probabilities.
-    chosen_S = logits_SV.gather(1, token_S[:, None])[:, 0] - peak_S1[:, 0]
-    logprob_S = chosen_S.double() - total_S.log()
-    return token_S.tolist(), logprob_S.clamp_(max=0.0).tolist()
+    if any(greedy):
+        token_S = torch.where(torch.tensor(greedy, device=device), logits_SV.argmax(-1), token_S)
+    chosen_S = mass_SV.gather(1, token_S[:, None])[:, 0].double()
+    return token_S, (chosen_S / total_S).log_().clamp_(max=0.0)
 
 
 def _inverse_cdf(mass_SV: Tensor, u_S: Tensor) -> tuple[Tensor, Tensor]:
