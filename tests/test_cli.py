@@ -1,0 +1,69 @@
+"""The command line as a person meets it: in a process of its own, with a home folder of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def agentrft(home: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from agentrft.cli import main; main()"]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"AGENTRFT_HOME": str(home), "PATH": "", "COLUMNS": "120"},
+    )
+
+
+def test_help_lists_the_commands(tmp_path: Path) -> None:
+    done = agentrft(tmp_path, "--help")
+    assert done.returncode == 0
+    for name in ("improve", "train", "evaluate", "report", "init", "models", "runs"):
+        assert name in done.stdout
+
+
+def test_init_says_what_it_wrote_and_what_to_do_next(tmp_path: Path) -> None:
+    done = agentrft(tmp_path / "home", "init", tmp_path / "library")
+    assert done.returncode == 0, done.stderr
+    assert "agentrft improve" in done.stdout
+    assert 'name = "library"' in (tmp_path / "library" / "agent.toml").read_text()
+
+
+def test_init_leaves_an_existing_folder_alone(tmp_path: Path) -> None:
+    done = agentrft(tmp_path / "home", "init", tmp_path)
+    assert done.returncode == 1
+    assert "exists already" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("improve", "nowhere"), "agentrft init NAME"),
+        (("report", "run-0"), "run-0"),
+        (("runs", "show", "run-0"), "run-0"),
+        (("models", "info", "no-such-model"), "smollm2-135m"),
+    ],
+)
+def test_a_mistake_is_one_message_without_a_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = agentrft(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_models_are_listed_without_a_download(tmp_path: Path) -> None:
+    done = agentrft(tmp_path, "models", "list")
+    assert done.returncode == 0, done.stderr
+    assert "smollm2-135m" in done.stdout
+
+
+def test_a_new_home_has_no_runs(tmp_path: Path) -> None:
+    done = agentrft(tmp_path / "new", "runs", "list")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new" / "agentrft.db").exists()
