@@ -40,12 +40,16 @@ class LanguageModel:
         hidden_TE = (
             self._padded_hidden(batch) if self.decoder is None else self.decoder.hidden(batch)
         )
-        return action_logprobs(
-            hidden_TE.index_select(0, batch.predictor_A),
+        logprobs_M, entropy_M = action_logprobs(
+            hidden_TE.index_select(0, batch.predictor_M),
             self.head.weight,
             self.head.bias,
-            batch.target_A,
-            batch.temperatures_A,
+            batch.target_M,
+            batch.temperatures_M,
+        )
+        return (
+            logprobs_M.index_select(0, batch.prediction_A),
+            entropy_M.index_select(0, batch.prediction_A),
         )
 
     def _padded_hidden(self, batch: MicroBatch) -> Tensor:

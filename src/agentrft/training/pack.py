@@ -2,10 +2,10 @@
 once, so it is computed once, and no linear layer sees padding. Knows tokens, not models.
 
 Shapes: T tokens of the tree, R branches below its root, S longest branch, K longest branch with its
-ancestors below the root, U tokens below the root, A action tokens.
+ancestors below the root, U tokens below the root, A action tokens, M distinct predictions among them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 
@@ -35,12 +35,14 @@ class MicroBatch:
     """Whether the query may look at the key; a padding query looks at nothing."""
     unpad_U: Tensor
     """Which of the R*S queries are no padding, in token order."""
-    predictor_A: Tensor
-    """Place of the token whose hidden state predicts the action token; may lie in a shared branch."""
-    target_A: Tensor
+    predictor_M: Tensor
+    """Place of the token whose hidden state predicts; may lie in a shared branch."""
+    target_M: Tensor
+    temperatures_M: Tensor
+    prediction_A: Tensor
+    """Which prediction an action token is; samples that share it share its cost."""
     behavior_logprobs_A: Tensor
     advantages_A: Tensor
-    temperatures_A: Tensor
     sample_A: Tensor
     """Which sample the action token belongs to, an index into `order`."""
     root_tokens: int
@@ -139,11 +141,16 @@ def _micro_batch(samples: Sequence[Sample], order: Sequence[int], *, share: bool
         tree.paths = [tree.add(ids, 0, []) for ids in sequences]
     query_RS, key_RK, visible_RSK, unpad_U = _branch_places(tree.branches, root_tokens)
     actions = [
-        (path[position - 1], index, place, position)
+        (index, samples[place], position, path[position - 1])
         for index, (place, path) in enumerate(zip(order, tree.paths, strict=True))
         for position, action in enumerate(samples[place].action_mask)
         if action
     ]
+    keys = [
+        (predictor, sample.token_ids[position], sample.temperature)
+        for _, sample, position, predictor in actions
+    ]
+    predictions = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return MicroBatch(
         token_ids_T=torch.tensor(tree.token_ids),
         position_ids_T=torch.tensor(tree.position_ids),
@@ -151,23 +158,15 @@ def _micro_batch(samples: Sequence[Sample], order: Sequence[int], *, share: bool
         key_RK=key_RK,
         visible_RSK=visible_RSK,
         unpad_U=unpad_U,
-        predictor_A=torch.tensor([predictor for predictor, _, _, _ in actions], dtype=torch.long),
-        target_A=torch.tensor(
-            [samples[place].token_ids[position] for _, _, place, position in actions],
-            dtype=torch.long,
+        predictor_M=_long(predictor for predictor, _, _ in predictions),
+        target_M=_long(target for _, target, _ in predictions),
+        temperatures_M=_float(temperature for _, _, temperature in predictions),
+        prediction_A=_long(predictions[key] for key in keys),
+        behavior_logprobs_A=_float(
+            sample.behavior_logprobs[position] for _, sample, position, _ in actions
         ),
-        behavior_logprobs_A=torch.tensor(
-            [samples[place].behavior_logprobs[position] for _, _, place, position in actions],
-            dtype=torch.float32,
-        ),
-        advantages_A=torch.tensor(
-            [samples[place].advantages[position] for _, _, place, position in actions],
-            dtype=torch.float32,
-        ),
-        temperatures_A=torch.tensor(
-            [samples[place].temperature for _, _, place, _ in actions], dtype=torch.float32
-        ),
-        sample_A=torch.tensor([index for _, index, _, _ in actions], dtype=torch.long),
+        advantages_A=_float(sample.advantages[position] for _, sample, position, _ in actions),
+        sample_A=_long(index for index, _, _, _ in actions),
         root_tokens=root_tokens,
         order=tuple(order),
         sample_tokens=sum(map(len, sequences)),
@@ -205,3 +204,11 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
         if one != other:
             return place
     return min(len(left), len(right))
+
+
+def _long(values: Iterable[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.long)
+
+
+def _float(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float32)
