@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import pytest
+
+from agentrft.core.errors import ConfigError, DataError, UserError
+from agentrft.jobs.project import open_project
+from agentrft.jobs.starter import write_starter
+from agentrft.rollout.episode import visible_tools
+
+
+def a_project(folder: Path, *, tools: str | None = None, toml: str | None = None) -> Path:
+    write_starter(folder)
+    if tools is not None:
+        (folder / "tools.py").write_text(tools)
+    if toml is not None:
+        (folder / "agent.toml").write_text(toml)
+    return folder
+
+
+def test_the_starter_is_a_complete_project(tmp_path: Path) -> None:
+    project = open_project(a_project(tmp_path / "loans"))
+    assert project.config.name == "loans"
+    assert [tool.name for tool in project.tools] == ["get_loan", "renew_loan"]
+    assert len(project.tasks("train")) == 12
+    assert project.demonstrations()
+    for split in ("train", "validation", "holdout"):
+        for task in project.tasks(split):
+            assert visible_tools(project.tools, task, {}) == project.tools
+
+
+def test_init_never_overwrites(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exists already"):
+        write_starter(tmp_path)
+
+
+def test_a_folder_without_agent_toml_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="agentrft init"):
+        open_project(tmp_path)
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
+    folder = a_project(tmp_path / "p")
+    config = folder / "agent.toml"
+    config.write_text(config.read_text().replace("group_size", "group_sze"))
+    with pytest.raises(ConfigError, match=r"methods\.reinforcement\.group_sze.*group_size"):
+        open_project(folder)
+
+
+def test_an_unknown_preset_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="quik"):
+        open_project(a_project(tmp_path / "p"), preset="quik")
+
+
+def test_an_agent_without_tools_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no tools"):
+        open_project(a_project(tmp_path / "p", toml='name = "p"\n'))
+
+
+def test_a_missing_class_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="LoanDesk is missing"):
+        open_project(a_project(tmp_path / "p", tools="x = 1\n"))
+
+
+def test_a_class_that_is_no_environment_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"does not inherit from agentrft\.Environment"):
+        open_project(a_project(tmp_path / "p", tools="class LoanDesk: ...\n"))
+
+
+def test_a_tools_file_that_fails_to_import_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tools\.py.*ZeroDivisionError"):
+        open_project(a_project(tmp_path / "p", tools="1 / 0\n"))
+
+
+def test_a_tool_without_type_hints_is_named(tmp_path: Path) -> None:
+    tools = (
+        "from agentrft import Environment, tool\n"
+        "class LoanDesk(Environment):\n"
+        "    @tool\n"
+        "    def get_loan(self, loan_id):\n"
+        '        """Look a loan up."""\n'
+        "        return loan_id\n"
+    )
+    with pytest.raises(UserError, match=r"get_loan.*loan_id"):
+        open_project(a_project(tmp_path / "p", tools=tools))
+
+
+def test_a_tool_name_used_twice_is_named(tmp_path: Path) -> None:
+    folder = a_project(tmp_path / "p")
+    config = folder / "agent.toml"
+    entry = '[[tools]]\nname = "get_loan"\nserver_url = "http://127.0.0.1:1/get_loan"\n'
+    config.write_text(config.read_text() + entry)
+    with pytest.raises(UserError, match="get_loan"):
+        open_project(folder)
+
+
+def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
+    folder = a_project(tmp_path / "p")
+    (folder / "holdout.jsonl").unlink()
+    with pytest.raises(DataError, match=r"holdout\.jsonl"):
+        open_project(folder).tasks("holdout")
+
+
+def test_a_broken_row_is_named_with_file_line_and_field(tmp_path: Path) -> None:
+    folder = a_project(tmp_path / "p")
+    rows = (folder / "train.jsonl").read_text().splitlines()
+    rows[2] = '{"id": "x", "message": []}'
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    with pytest.raises(DataError, match=r"train\.jsonl.*line 3.*messages"):
+        open_project(folder).tasks("train")
+
+
+def test_a_system_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    folder = a_project(tmp_path / "p")
+    (folder / "system.txt").unlink()
+    with pytest.raises(ConfigError, match=r"system\.txt"):
+        open_project(folder)
+
+
+def test_an_unknown_grader_type_lists_what_there_is(tmp_path: Path) -> None:
+    folder = a_project(tmp_path / "p")
+    config = folder / "agent.toml"
+    config.write_text(config.read_text() + '[grader]\ntype = "pyton"\n')
+    with pytest.raises(ConfigError, match=r"grader\.type is 'pyton'.*string_check"):
+        open_project(folder)
