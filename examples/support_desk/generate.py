@@ -45,8 +45,8 @@ FAMILIES: dict[str, int] = {
 
 DEMONSTRATIONS: dict[str, tuple[tuple[Style, int], ...]] = {
     "status": (("short", 5),),
-    "total": (("short", 5),),
-    "by_email": (("short", 7),),
+    "total": (("short", 3),),
+    "by_email": (("short", 10),),
     "cancel_open": (("short", 5), ("roundabout", 1)),
     "cancel_late": (("short", 3),),
     "refund_full": (("short", 5), ("roundabout", 1)),
