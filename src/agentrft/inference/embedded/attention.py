@@ -15,25 +15,28 @@ def attend(
 
     A sequence must see at least one key.
     """
-    mask_S1LT = None if mask_SLT is None else mask_SLT.unsqueeze(1)
     if q_SHLD.device.type == "cpu":
         # PyTorch's own flash kernel: no public function hands out the log-sum-exp,
         # and it groups query heads without copying keys.
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
-            q_SHLD, k_SKTD, v_SKTD, attn_mask=mask_S1LT
+            q_SHLD,
+            k_SKTD,
+            v_SKTD,
+            attn_mask=None if mask_SLT is None else mask_SLT.unsqueeze(1),
         )
-    return _attend_by_matmul(q_SHLD, k_SKTD, v_SKTD, mask_S1LT)
+    return attend_by_matmul(q_SHLD, k_SKTD, v_SKTD, mask_SLT)
 
 
-def _attend_by_matmul(
-    q_SHLD: Tensor, k_SKTD: Tensor, v_SKTD: Tensor, mask_S1LT: Tensor | None
+def attend_by_matmul(
+    q_SHLD: Tensor, k_SKTD: Tensor, v_SKTD: Tensor, mask_SLT: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
+    """Do the same with matrix products alone, on any device."""
     groups = q_SHLD.shape[1] // k_SKTD.shape[1]
     q_SKGLD = q_SHLD.unflatten(1, (-1, groups))
     score_SKGLT = q_SKGLD @ k_SKTD.unsqueeze(2).mT
     score_SKGLT = score_SKGLT.float() * q_SHLD.shape[-1] ** -0.5
-    if mask_S1LT is not None:
-        score_SKGLT = score_SKGLT + mask_S1LT.unsqueeze(2)
+    if mask_SLT is not None:
+        score_SKGLT = score_SKGLT + mask_SLT[:, None, None]
     lse_SKGL = score_SKGLT.logsumexp(-1)
     weight_SKGLT = (score_SKGLT - lse_SKGL.unsqueeze(-1)).exp_().to(v_SKTD.dtype)
     return (weight_SKGLT @ v_SKTD.unsqueeze(2)).flatten(1, 2), lse_SKGL.flatten(1, 2)

@@ -6,7 +6,7 @@ A trunk is computed once, read by all rows that lean on it, and never written ag
 Letters: L layers, R rows, K key-value heads, T positions of a row, D head size, N packed tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agentrft.core.errors import SamplerError
 from agentrft.inference.embedded.shape import Shape
 
 Ids = NDArray[np.int64]
@@ -74,6 +75,8 @@ class Cache:
     like: Tensor
     max_rows: int
     max_context_tokens: int
+    max_bytes: int
+    """Of rows; trunks come on top."""
     rows: list[Row] = field(default_factory=list[Row])
     trunks: list[Trunk] = field(default_factory=list[Trunk])
     keys: list[Tensor] = field(default_factory=list[Tensor])
@@ -133,8 +136,13 @@ class Cache:
         self._touch(row)
 
     def reserve(self, rows: Iterable[Row]) -> None:
-        """Make room for every token these rows know."""
+        """Make room for every token these rows know; idle rows may have to go."""
         self._make_room(max((row.own_tokens for row in rows), default=0))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another sequence can have a row now."""
+        return any(not row.busy for row in self.rows) or self._rows_to_add() > 0
 
     def _touch(self, row: Row) -> None:
         self._clock += 1
@@ -147,62 +155,93 @@ class Cache:
         empty = next((row for row in idle if not row.computed), None)
         if empty is not None:
             return empty
-        if len(self.rows) < self.max_rows:
-            first = len(self.rows)
-            count = min(max(_FIRST_ROWS, first), self.max_rows - first)
-            self._resize(first + count, self.positions or _FIRST_POSITIONS)
-            return self.rows[first]
+        added = self._rows_to_add()
+        if added:
+            count = len(self.rows)
+            self._rebuild(self.rows, count + added, self.positions or _FIRST_POSITIONS)
+            return self.rows[count]
         victims = [row for row in idle if row is not avoid] or idle
         return min(victims, key=lambda row: row.last_used)
 
-    def _resize(self, rows: int, positions: int) -> None:
+    def _rows_to_add(self) -> int:
+        """Twice as many as there are, as far as count and memory allow."""
+        count = len(self.rows)
+        fitting = self.max_bytes // self._row_bytes(self.positions or _FIRST_POSITIONS)
+        return max(0, min(max(_FIRST_ROWS, count), min(self.max_rows, fitting) - count))
+
+    def _row_bytes(self, positions: int) -> int:
         shape = self.shape
-        old_rows, old_positions = len(self.rows), self.positions
-        size = (rows, shape.kv_heads, positions, shape.head_dim)
+        heads = 2 * shape.layers * shape.kv_heads
+        return heads * shape.head_dim * positions * self.like.element_size()
+
+    def _make_room(self, own_tokens: int, keep: Sequence[Row | Trunk | None] = ()) -> None:
+        if own_tokens <= self.positions:
+            return
+        # A quarter more than asked, in whole blocks, so that decoding rarely copies the cache.
+        generous = max(-(-own_tokens * 5 // 4 // 64) * 64, _FIRST_POSITIONS)
+        positions = max(own_tokens, min(generous, self.max_context_tokens))
+        needed = [row for row in self.rows if row.busy or row in keep]
+        fitting = self.max_bytes // self._row_bytes(positions)
+        if fitting < len(needed):
+            total = len(needed) * self._row_bytes(positions)
+            raise SamplerError(
+                f"{len(needed)} sequences of up to {own_tokens} tokens need a cache of "
+                f"{total / 1e9:.1f} GB, {self.max_bytes / 1e9:.1f} GB are free for it; lower "
+                f"engine.max_sequences or limits.max_context_tokens"
+            )
+        spare = sorted((r for r in self.rows if r not in needed), key=lambda r: -r.last_used)
+        kept = [*needed, *spare[: fitting - len(needed)]]
+        kept.sort(key=lambda row: row.index)
+        self._rebuild(kept, len(kept), positions)
+
+    def _rebuild(self, kept: list[Row], count: int, positions: int) -> None:
+        """Move the kept rows into tensors of another size; the first of them keep their order."""
+        shape = self.shape
+        size = (count, shape.kv_heads, positions, shape.head_dim)
+        width = min(positions, self.positions)
+        index_R = torch.tensor([row.index for row in kept], device=self.like.device)
         for tensors in (self.keys, self.values):
             for layer in range(shape.layers):
                 # Zeros, because masked positions still meet the arithmetic and 0 * NaN is NaN.
                 grown = self.like.new_zeros(size)
-                if tensors and len(tensors) > layer:
-                    grown[:old_rows, :, :old_positions] = tensors[layer]
+                if kept:
+                    grown[: len(kept), :, :width] = tensors[layer][index_R, :, :width]
                     tensors[layer] = grown
                 else:
                     tensors.append(grown)
-        self.rows.extend(
-            Row(index=i, ids=np.zeros(self.max_context_tokens, np.int64))
-            for i in range(old_rows, rows)
-        )
+        for i, row in enumerate(kept):
+            row.index = i
+        fresh = range(len(kept), count)
+        self.rows = [
+            *kept,
+            *(Row(index=i, ids=np.zeros(self.max_context_tokens, np.int64)) for i in fresh),
+        ]
 
     def _copy_prefix(self, row: Row, source: Row | Trunk | None, ready: int) -> None:
         if isinstance(source, Row):
             trunk, leaning = source.trunk, source.leaning
         else:
             trunk, leaning = source, ready
-        keep = leaning
+        shared = leaning
         if leaning > ready or isinstance(source, Trunk):
-            keep = min(ready, leaning) // _TRUNK_STEP * _TRUNK_STEP
-            keep = keep if keep >= _TRUNK_LEAST else 0
-        self._make_room(ready - keep)
+            shared = min(ready, leaning) // _TRUNK_STEP * _TRUNK_STEP
+            shared = shared if shared >= _TRUNK_LEAST else 0
+        self._make_room(ready - shared, keep=(row, source))
+        stop = min(leaning, ready)
         for layer in range(self.shape.layers):
-            for own, shared in (
+            for own, below in (
                 (self.keys[layer], trunk.keys if trunk else None),
                 (self.values[layer], trunk.values if trunk else None),
             ):
                 parts: list[Tensor] = []
-                if shared is not None and keep < min(leaning, ready):
-                    parts.append(shared[layer, :, keep : min(leaning, ready)])
+                if below is not None and shared < stop:
+                    parts.append(below[layer, :, shared:stop])
                 if isinstance(source, Row) and leaning < ready:
                     parts.append(own[source.index, :, : ready - leaning])
                 if parts:
                     # cat copies, so the row may be its own source.
-                    own[row.index, :, : ready - keep] = torch.cat(parts, 1)
-        row.trunk, row.leaning = (trunk, keep) if keep else (None, 0)
-
-    def _make_room(self, own_tokens: int) -> None:
-        if own_tokens > self.positions:
-            # A quarter more than asked, in whole blocks, so that decoding rarely copies the cache.
-            grown = max(-(-own_tokens * 5 // 4 // 64) * 64, _FIRST_POSITIONS)
-            self._resize(len(self.rows), max(own_tokens, min(grown, self.max_context_tokens)))
+                    own[row.index, :, : ready - shared] = torch.cat(parts, 1)
+        row.trunk, row.leaning = (trunk, shared) if shared else (None, 0)
 
     def _grow_trunk(self, source: Row, ready: int) -> None:
         """Turn the prefix somebody else now wants from `source` into a trunk under it."""

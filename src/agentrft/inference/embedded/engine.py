@@ -133,13 +133,14 @@ class EmbeddedEngine:
         cores = int(torch.cpu.get_capabilities().get("num_physical_cores", 1))
         self._threads = 1 if device.type == "cuda" else config.threads or cores
         dtype = choose_dtype(config.dtype, device)
-        _check_memory(folder, self._shape, device, dtype)
+        memory_bytes = _memory_left(folder, self._shape, device, dtype)
         self._network = open_network(folder, self._shape, device=device, dtype=dtype)
         self._cache = Cache(
             shape=self._shape,
             like=torch.empty(0, device=device, dtype=dtype),
             max_rows=config.max_sequences + (config.cached_sequences or config.max_sequences),
             max_context_tokens=max_context_tokens,
+            max_bytes=memory_bytes // 2,
         )
         self._version = 0
         self._waiting: deque[_Call] = deque()
@@ -372,7 +373,7 @@ class EmbeddedEngine:
         A call whose prefix another one is just computing stays in line until it can be copied.
         """
         deferred: list[_Call] = []
-        while self._waiting and len(self._running) < self._max_sequences:
+        while self._waiting and len(self._running) < self._max_sequences and self._cache.has_room:
             call = self._waiting.popleft()
             ids = np.array(call.ids, np.int64)
             match = self._cache.match(ids)
@@ -493,8 +494,10 @@ def _multiplies_bfloat16() -> bool:
     return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
 
 
-def _check_memory(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
-    needed = shape.parameters * dtype.itemsize
+def _memory_left(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype) -> int:
+    """Return the bytes left beside the weights; raises ModelError if they do not fit."""
+    # A packed head of a tied model stands beside its embedding.
+    needed = (shape.parameters + shape.vocabulary * shape.width) * dtype.itemsize
     if device.type == "cuda":
         available = torch.cuda.mem_get_info(device)[0]
     else:
@@ -504,3 +507,4 @@ def _check_memory(folder: Path, shape: Shape, device: torch.device, dtype: torch
             f"model {str(folder)!r} needs {needed / 1e9:.1f} GB for its weights and the machine "
             f"has {available / 1e9:.1f} GB; take a smaller model"
         )
+    return available - needed
