@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -45,6 +47,9 @@ FAMILIES: dict[str, tuple[Callable[..., PretrainedConfig], dict[str, Any]]] = {
     "llama3": (LlamaConfig, LLAMA3),
     "qwen2": (Qwen2Config, {"tie_word_embeddings": False}),
     "qwen3": (Qwen3Config, {"head_dim": 16, "tie_word_embeddings": True}),
+    # These run through transformers: learned positions, and windows narrower than the prompts.
+    "gpt2": (GPT2Config, {}),
+    "gemma2": (Gemma2Config, {"head_dim": 16, "sliding_window": 32}),
 }
 
 

@@ -283,3 +283,19 @@ def test_closing_fails_whoever_waits_and_whoever_comes_later(engine: EmbeddedEng
             await engine.sample(request([1]))
 
     asyncio.run(run())
+
+
+def test_other_architectures_load_weights_and_refuse_wrong_ones(
+    save_model: SaveModel, tmp_path: Path
+) -> None:
+    save_model("gpt2", tmp_path / "first")
+    new = save_model("gpt2", tmp_path / "second", seed=7).state_dict()
+    engine = EmbeddedEngine(tmp_path / "first", CONFIG, max_context_tokens=CONTEXT)
+    asks = [request(tokens(20 + n, n), seed=n) for n in range(12)]
+    with pytest.raises(SamplerError, match="lm_body"):
+        asyncio.run(engine.load(Weights(version=1, tensors={"lm_body": None}, canaries=())))
+    asyncio.run(engine.load(Weights(version=1, tensors=new, canaries=())))
+    loaded = together(engine, asks)
+    engine.close()
+    assert [c.token_ids for c in loaded] == [c.token_ids for c in alone(tmp_path / "second", asks)]
+    assert {c.last_version for c in loaded} == {1}

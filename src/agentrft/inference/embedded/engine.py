@@ -6,7 +6,6 @@ Set OMP_WAIT_POLICY=passive before torch is imported where other processes share
 """
 
 import asyncio
-import os
 import queue
 import threading
 import time
@@ -21,15 +20,16 @@ import numpy as np
 import torch
 
 from agentrft.core.config import EngineConfig
-from agentrft.core.errors import ModelError, SamplerError, boundary
+from agentrft.core.errors import SamplerError, boundary
 from agentrft.core.policy import Weights
 from agentrft.core.protocols import Completion, SampleRequest
 from agentrft.core.trajectory import FinishReason
-from agentrft.inference.embedded.batch import Batch, Chunk, forward_alone
-from agentrft.inference.embedded.cache import Cache, Row
-from agentrft.inference.embedded.network import Network, open_network
+from agentrft.inference.embedded.backend import Backend, FusedBackend
+from agentrft.inference.embedded.batch import Chunk
+from agentrft.inference.embedded.cache import Row
+from agentrft.inference.embedded.device import choose_threads
 from agentrft.inference.embedded.sampling import draw, uniform
-from agentrft.inference.embedded.shape import Shape, read_shape
+from agentrft.inference.embedded.shape import FAMILIES, read_config
 
 T = TypeVar("T")
 
@@ -38,10 +38,6 @@ _PREFILL_TOKENS = 1024
 _PREFILL_TOKENS_BESIDE_DECODING = 256
 _WORTH_WAITING_TOKENS = 32
 """A request waits for a prefix that another is computing if that saves at least this much."""
-_LANE_TOKENS = 16
-"""Fewest tokens a step that are worth a lane of their own: each lane reads all weights."""
-_SCORE_TOKENS = 2048
-_SCORE_LOGITS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,22 +122,11 @@ class EmbeddedEngine:
     """A `Sampler` over a Hugging Face folder; raises ModelError if it cannot serve the model."""
 
     def __init__(self, folder: Path, config: EngineConfig, *, max_context_tokens: int) -> None:
-        self._shape = read_shape(folder, max_context_tokens=max_context_tokens)
         self._max_context_tokens = max_context_tokens
         self._max_sequences = config.max_sequences
-        device = choose_device(config.device)
-        cores = int(torch.cpu.get_capabilities().get("num_physical_cores", 1))
-        self._threads = 1 if device.type == "cuda" else config.threads or cores
-        dtype = choose_dtype(config.dtype, device)
-        memory_bytes = _memory_left(folder, self._shape, device, dtype)
-        self._network = open_network(folder, self._shape, device=device, dtype=dtype)
-        self._cache = Cache(
-            shape=self._shape,
-            like=torch.empty(0, device=device, dtype=dtype),
-            max_rows=config.max_sequences + (config.cached_sequences or config.max_sequences),
-            max_context_tokens=max_context_tokens,
-            max_bytes=memory_bytes // 2,
-        )
+        self._threads = choose_threads(config.threads)
+        self._backend = open_backend(folder, config, max_context_tokens)
+        self._book = self._backend.book
         self._version = 0
         self._waiting: deque[_Call] = deque()
         self._running: list[_Call] = []
@@ -232,10 +217,10 @@ class EmbeddedEngine:
             raise SamplerError(
                 f"a sequence has {len(ids)} tokens and the context holds {self._max_context_tokens}"
             )
-        if min(ids) < 0 or max(ids) >= self._shape.vocabulary:
+        if min(ids) < 0 or max(ids) >= self._backend.vocabulary:
             raise SamplerError(
                 f"token ids span {min(ids)} to {max(ids)}; the vocabulary has "
-                f"{self._shape.vocabulary}"
+                f"{self._backend.vocabulary}"
             )
 
     def _post(self, item: _Call | _Load | _Score) -> None:
@@ -247,6 +232,7 @@ class EmbeddedEngine:
     # Everything below runs in the worker thread.
 
     def _work(self) -> None:
+        torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while self._receive():
                 started = time.monotonic()
@@ -272,7 +258,7 @@ class EmbeddedEngine:
                 case _Load():
                     self._answer(item.reply, lambda item=item: self._load(item.weights))
                 case _Score():
-                    self._answer(item.reply, lambda item=item: self._score(item.sequences))
+                    self._answer(item.reply, lambda item=item: self._backend.score(item.sequences))
         return True
 
     def _answer(self, reply: _Reply[T], compute: Callable[[], T]) -> None:
@@ -290,27 +276,16 @@ class EmbeddedEngine:
         self._waiting.clear()
         self._running.clear()
         # Whatever the failed step wrote is not to be trusted.
-        self._cache.clear()
+        self._book.clear()
 
     def _load(self, weights: Weights) -> None:
-        self._network.load(weights.tensors)
+        self._backend.load(weights.tensors)
         self._version = weights.version
         for call in self._running:
             call.row = None
         self._waiting.extendleft(reversed(self._running))
         self._running.clear()
-        self._cache.clear()
-
-    def _score(self, sequences: list[list[int]]) -> list[list[float]]:
-        scores: list[list[float]] = []
-        batch: list[list[int]] = []
-        for i, sequence in enumerate(sequences):
-            batch.append(sequence)
-            full = sum(map(len, batch)) + len(sequence) > _SCORE_TOKENS
-            if full or i == len(sequences) - 1:
-                scores += score(self._network, batch)
-                batch = []
-        return scores
+        self._book.clear()
 
     def _step(self) -> None:
         self._sweep()
@@ -319,7 +294,7 @@ class EmbeddedEngine:
         if not chunks:
             return
         calls = {call.row.index: call for call in self._running if call.row is not None}
-        parts = split(chunks, self._threads)
+        parts = self._backend.share(chunks, self._threads)
         lanes = [
             self._lanes.submit(self._compute, part, calls, self._threads // len(parts))
             for part in parts
@@ -340,18 +315,12 @@ class EmbeddedEngine:
         """Run one lane's share of a step; return what it drew for rows whose tokens ended."""
         torch.set_num_threads(threads)
         with torch.inference_mode():
-            batch = Batch(self._cache, chunks)
-            hidden_NE = batch.run(self._network)
-            ends = [
-                (calls[chunk.row.index], int(last))
-                for chunk, last in zip(batch.chunks, batch.last_N, strict=True)
-                if chunk.stop == chunk.row.length
-            ]
-            if not ends:
+            rows, logits_SV = self._backend.compute(chunks)
+            if not rows:
                 return []
-            ready = [call for call, _ in ends]
+            ready = [calls[row.index] for row in rows]
             tokens, logprobs = draw(
-                self._network.logits(hidden_NE[[last for _, last in ends]]),
+                logits_SV,
                 temperatures=[call.request.temperature for call in ready],
                 top_ps=[call.request.top_p for call in ready],
                 uniforms=[uniform(call.request.seed, call.sampled) for call in ready],
@@ -373,14 +342,14 @@ class EmbeddedEngine:
         A call whose prefix another one is just computing stays in line until it can be copied.
         """
         deferred: list[_Call] = []
-        while self._waiting and len(self._running) < self._max_sequences and self._cache.has_room:
+        while self._waiting and len(self._running) < self._max_sequences and self._book.has_room:
             call = self._waiting.popleft()
             ids = np.array(call.ids, np.int64)
-            match = self._cache.match(ids)
+            match = self._book.match(ids)
             if match.promised - match.ready >= _WORTH_WAITING_TOKENS:
                 deferred.append(call)
                 continue
-            call.row = self._cache.take(ids, match)
+            call.row = self._book.take(ids, match)
             if call.cached_tokens < 0:
                 call.cached_tokens = match.ready
                 self._cached += match.ready
@@ -400,7 +369,7 @@ class EmbeddedEngine:
                 chunks.append(Chunk(row, row.computed, row.computed + tokens))
                 budget -= tokens
                 self._prefilled += tokens
-        self._cache.reserve(chunk.row for chunk in chunks)
+        self._book.reserve(chunk.row for chunk in chunks)
         return chunks
 
     def _accept(self, call: _Call, token: int, logprob: float) -> None:
@@ -436,75 +405,14 @@ class EmbeddedEngine:
             self._waiting.remove(call)
         else:
             self._running.remove(call)
-            self._cache.release(call.row)
+            self._book.release(call.row)
             call.row = None
 
 
-def split(chunks: list[Chunk], threads: int) -> list[list[Chunk]]:
-    """Share a step's work among lanes that meet once per step instead of in every operation."""
-    decode = sorted((c for c in chunks if c.tokens == 1), key=lambda c: c.row.index)
-    prompts = sorted((c for c in chunks if c.tokens > 1), key=lambda c: -c.tokens)
-    tokens = sum(c.tokens for c in chunks)
-    lanes = max(1, min(threads, len(chunks), tokens // _LANE_TOKENS))
-    # Neighbouring rows stay together: they are read as one view of the cache.
-    parts = [
-        decode[len(decode) * i // lanes : len(decode) * (i + 1) // lanes] for i in range(lanes)
-    ]
-    for chunk in prompts:
-        min(parts, key=lambda part: sum(c.tokens for c in part)).append(chunk)
-    return [part for part in parts if part]
+def open_backend(folder: Path, config: EngineConfig, max_context_tokens: int) -> Backend:
+    """Open the fast network where it knows the architecture, else transformers' own."""
+    if read_config(folder).get("model_type") in FAMILIES:
+        return FusedBackend(folder, config, max_context_tokens)
+    from agentrft.inference.embedded.generic import TransformersBackend
 
-
-def score(network: Network, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Return log-probabilities (temperature 1) of every token after the first, in one pass."""
-    hidden_NE = forward_alone(network, sequences)
-    lengths = [len(s) for s in sequences]
-    targets = [i for s in sequences for i in (*s[1:], 0)]
-    target_N = torch.tensor(targets, device=hidden_NE.device)
-    logprobs: list[float] = []
-    for h_NE, t_N in zip(
-        hidden_NE.split(_SCORE_LOGITS), target_N.split(_SCORE_LOGITS), strict=True
-    ):
-        logits_NV = network.logits(h_NE).float()
-        chosen_N = logits_NV.gather(1, t_N[:, None])[:, 0]
-        logprobs += (chosen_N - logits_NV.logsumexp(-1)).tolist()
-    ends = np.cumsum(lengths)
-    return [logprobs[end - n : end - 1] for n, end in zip(lengths, ends, strict=True)]
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA if there is one; raises ModelError for CUDA where there is none."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device is 'cuda' but no CUDA device is visible; use 'cpu' or 'auto'")
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and on processors that multiply it natively, else float32."""
-    if name == "auto":
-        native = device.type == "cuda" or _multiplies_bfloat16()
-        name = "bfloat16" if native else "float32"
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-
-def _multiplies_bfloat16() -> bool:
-    abilities = torch.cpu.get_capabilities()
-    return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
-
-
-def _memory_left(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype) -> int:
-    """Return the bytes left beside the weights; raises ModelError if they do not fit."""
-    # A packed head of a tied model stands beside its embedding.
-    needed = (shape.parameters + shape.vocabulary * shape.width) * dtype.itemsize
-    if device.type == "cuda":
-        available = torch.cuda.mem_get_info(device)[0]
-    else:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > 0.9 * available:
-        raise ModelError(
-            f"model {str(folder)!r} needs {needed / 1e9:.1f} GB for its weights and the machine "
-            f"has {available / 1e9:.1f} GB; take a smaller model"
-        )
-    return available - needed
+    return TransformersBackend(folder, config, max_context_tokens)
