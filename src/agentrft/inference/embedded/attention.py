@@ -1,7 +1,7 @@
 """Attention that also returns its log-sum-exp, so that a shared prefix and own keys can be merged.
 
 Letters: S sequences, H query heads, K key-value heads, G queries per key head, L query positions,
-T key positions, D head size.
+Q = G * L, T key positions, D head size.
 """
 
 import torch
@@ -32,14 +32,16 @@ def attend_by_matmul(
 ) -> tuple[Tensor, Tensor]:
     """Do the same with matrix products alone, on any device."""
     groups = q_SHLD.shape[1] // k_SKTD.shape[1]
-    q_SKGLD = q_SHLD.unflatten(1, (-1, groups))
-    score_SKGLT = q_SKGLD @ k_SKTD.unsqueeze(2).mT
-    score_SKGLT = score_SKGLT.float() * q_SHLD.shape[-1] ** -0.5
+    # The queries of a key head stand in line, so that keys need not be repeated for them.
+    q_SKQD = q_SHLD.unflatten(1, (-1, groups)).flatten(2, 3)
+    score_SKGLT = (q_SKQD @ k_SKTD.mT).float().unflatten(2, (groups, -1))
+    score_SKGLT *= q_SHLD.shape[-1] ** -0.5
     if mask_SLT is not None:
-        score_SKGLT = score_SKGLT + mask_SLT[:, None, None]
+        score_SKGLT += mask_SLT[:, None, None]
     lse_SKGL = score_SKGLT.logsumexp(-1)
     weight_SKGLT = (score_SKGLT - lse_SKGL.unsqueeze(-1)).exp_().to(v_SKTD.dtype)
-    return (weight_SKGLT @ v_SKTD.unsqueeze(2)).flatten(1, 2), lse_SKGL.flatten(1, 2)
+    output_SKQD = weight_SKGLT.flatten(2, 3) @ v_SKTD
+    return output_SKQD.unflatten(2, (groups, -1)).flatten(1, 2), lse_SKGL.flatten(1, 2)
 
 
 def merge(a_SHLD: Tensor, lse_a_SHL: Tensor, b_SHLD: Tensor, lse_b_SHL: Tensor) -> Tensor:

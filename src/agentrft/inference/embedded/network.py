@@ -41,12 +41,6 @@ class Projection:
             return _packed_linear(x_NI, self.weight_OI, self.bias_O, "none", [], "")
         return functional.linear(x_NI, self.weight_OI, self.bias_O)
 
-    def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
-        """Return residual + projection, in one operation where the layout allows."""
-        if self.weight_OI.is_mkldnn:
-            return _packed_linear.binary(x_NI, residual_NO, self.weight_OI, self.bias_O, "add")
-        return residual_NO + functional.linear(x_NI, self.weight_OI, self.bias_O)
-
     def unpack(self) -> Tensor:
         """Return the plain weight to write into; `pack` when done."""
         if self.weight_OI.is_mkldnn:
@@ -93,7 +87,7 @@ class Network:
         self._like = like
         self.embedding_VE = like.new_empty(shape.vocabulary, shape.width)
         self.layers = [self._empty_layer() for _ in range(shape.layers)]
-        self.final_norm_E = like.new_empty(shape.width)
+        self.final_norm_E = self._empty_norm(shape.width)
         self.head = Projection(shape.vocabulary, shape.width, bias=False, like=like)
         self._places = dict(self._name_places())
         self._cos_PD, self._sin_PD = self._rope_tables()
@@ -120,14 +114,17 @@ class Network:
             down=Projection(
                 shape.width, shape.feed_forward, bias=shape.feed_forward_bias, like=like
             ),
-            input_norm_E=like.new_empty(shape.width),
-            feed_forward_norm_E=like.new_empty(shape.width),
+            input_norm_E=self._empty_norm(shape.width),
+            feed_forward_norm_E=self._empty_norm(shape.width),
             head_norm_HD=(
-                like.new_empty(shape.heads + shape.kv_heads, shape.head_dim)
+                self._empty_norm(shape.heads + shape.kv_heads, shape.head_dim)
                 if shape.head_norm
                 else None
             ),
         )
+
+    def _empty_norm(self, *size: int) -> Tensor:
+        return torch.empty(size, device=self.device)
 
     def _name_places(self) -> Iterator[tuple[str, _Place]]:
         shape = self.shape
@@ -167,12 +164,14 @@ class Network:
         # Signs of rotate_half folded in: rotated = x * cos + roll(x, D/2) * sin.
         cos_PD = torch.cat([cos_PD, cos_PD], -1)
         sin_PD = torch.cat([-sin_PD, sin_PD], -1)
-        return cos_PD.to(self._like), sin_PD.to(self._like)
+        return cos_PD.to(self.device), sin_PD.to(self.device)
 
     def forward(self, token_N: Tensor, position_N: Tensor, attend: Attend) -> Tensor:
-        """Return hidden_NE before the final norm."""
+        """Return hidden_NE before the final norm, float32."""
         shape = self.shape
-        x_NE = self.embedding_VE[token_N]
+        # The residual stream, norms and rotations are float32: in bfloat16 their rounding, not
+        # that of the products, is most of the distance to exact log-probabilities.
+        x_NE = self.embedding_VE[token_N].float()
         rotated = shape.heads + shape.kv_heads
         cos_N1D = self._cos_PD[position_N].unsqueeze(1)
         sin_N1D = self._sin_PD[position_N].unsqueeze(1)
@@ -181,15 +180,15 @@ class Network:
             qkv_NHD = layer.qkv(h_NE).unflatten(-1, (-1, shape.head_dim))
             qk_NHD, v_NKD = qkv_NHD[:, :rotated], qkv_NHD[:, rotated:]
             if layer.head_norm_HD is not None:
-                qk_NHD = functional.rms_norm(qk_NHD, (shape.head_dim,), eps=shape.norm_eps)
+                qk_NHD = functional.rms_norm(qk_NHD.float(), (shape.head_dim,), eps=shape.norm_eps)
                 qk_NHD = qk_NHD * layer.head_norm_HD
             swapped_NHD = qk_NHD.roll(shape.head_dim // 2, -1)
-            qk_NHD = torch.addcmul(qk_NHD * cos_N1D, swapped_NHD, sin_N1D)
+            qk_NHD = torch.addcmul(qk_NHD * cos_N1D, swapped_NHD, sin_N1D).to(self.dtype)
             mixed_NHD = attend(number, qk_NHD[:, : shape.heads], qk_NHD[:, shape.heads :], v_NKD)
-            x_NE = layer.output.add(mixed_NHD.flatten(1), x_NE)
+            x_NE += layer.output(mixed_NHD.flatten(1))
             h_NE = self._norm(x_NE, layer.feed_forward_norm_E)
             gate_NF, up_NF = layer.gate_up(h_NE).chunk(2, -1)
-            x_NE = layer.down.add(functional.silu(gate_NF).mul_(up_NF), x_NE)
+            x_NE += layer.down(functional.silu(gate_NF).mul_(up_NF))
         return x_NE
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
@@ -197,7 +196,8 @@ class Network:
         return self.head(self._norm(hidden_NE, self.final_norm_E))
 
     def _norm(self, x_NE: Tensor, weight_E: Tensor) -> Tensor:
-        return functional.rms_norm(x_NE, weight_E.shape, weight_E, self.shape.norm_eps)
+        normed_NE = functional.rms_norm(x_NE, weight_E.shape, weight_E, self.shape.norm_eps)
+        return normed_NE.to(self.dtype)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy checkpoint tensors into place; raises SamplerError before anything changed."""
@@ -268,7 +268,7 @@ def open_network(
     for path in _weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, OSError) as error:
             raise ModelError(f"cannot read weights {str(path)!r}: {error}") from error
         # Old checkpoints carry the rotary frequencies, which follow from the config.
