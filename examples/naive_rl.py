@@ -1,6 +1,6 @@
 """Reinforcement fine-tuning of a tool-using agent in one file: the readable twin of the real loop.
 
-No store, no engine, no sharing of prompts: rollouts one by one with `generate`, one padded batch per step.
+No store, no engine, no shared prompts: rollouts one by one with `generate`, one padded batch a step.
 A parity test holds its formulas and those of `agentrft.training` to the same loss and gradients.
 
     python examples/naive_rl.py                                          # random tiny model, seconds
@@ -68,8 +68,8 @@ def tiny_model() -> Any:
 
     shape = {"vocab_size": 256, "hidden_size": 48, "intermediate_size": 96}
     depth = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    special = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
-    return LlamaForCausalLM(LlamaConfig(**shape, **depth, **special))
+    sizes: dict[str, Any] = {**shape, **depth, "eos_token_id": 0, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(**sizes, bos_token_id=None))
 
 
 # --- act ---------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def rollout(model: Any, tokenizer: Any, product: str, config: Config) -> tuple[R
     prompt = f"Write <name> to see a price, then repeat the price. How much is the {product}?\n"
     ids = tokenizer.encode(prompt, add_special_tokens=False)
     record = Rollout(list(ids), [False] * len(ids), [0.0] * len(ids))
-    looked_up = False
+    looked_up, answer = False, ""
     for _ in range(MAX_TURNS):
         answer = act(model, tokenizer, record, config)
         if (call := re.search(r"<(\w+)>", answer)) is None:

@@ -35,7 +35,7 @@ class Everything(Environment):
         text: str,
         count: int,
         share: float,
-        sure: bool,  # noqa: FBT001
+        sure: bool,
         way: Literal["air", "sea"],
         size: Size,
         tags: list[str],

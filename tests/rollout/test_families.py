@@ -11,6 +11,7 @@ from byte_chat import a_policy, a_setup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentrft.core.config import Limits
 from agentrft.core.policy import AgentSpec
 from agentrft.core.task import Message, Task, ToolCall
 from agentrft.core.trajectory import StopReason
@@ -26,6 +27,8 @@ assert _spec.loader is not None
 tiny_families = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny_families)
 FAMILIES: list[str] = sorted(tiny_families.FAMILIES)
+ROOMY = Limits(max_tokens=10_000, max_turn_tokens=10_000, max_context_tokens=100_000)
+"""A byte of text may be a token here, so that three calls are longer than a usual turn."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def test_every_family_sees_exactly_what_is_recorded(
     setup = a_setup(
         sampler,
         ScriptedEnvironment({"get": [result], "refuse": [f"Error: {result}"]}, score=1.0),
-        policy=a_policy(AgentSpec(system="Be kind.")),
+        policy=a_policy(AgentSpec(system="Be kind.", limits=ROOMY)),
         renderer=renderer,
     )
     task = Task(id="t", messages=(Message(role="user", content=user),))

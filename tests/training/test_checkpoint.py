@@ -82,7 +82,7 @@ write_checkpoint(Path({str(tmp_path / "step")!r}), fill)
 
 def test_a_kill_between_the_two_renames_gives_the_old_checkpoint_back(tmp_path: Path) -> None:
     _write(tmp_path / "step", "one")
-    os.rename(tmp_path / "step", tmp_path / ".step.replaced")
+    (tmp_path / "step").rename(tmp_path / ".step.replaced")
     verify_checkpoint(tmp_path / "step")
     assert (tmp_path / "step" / "weights").read_text() == "one"
 

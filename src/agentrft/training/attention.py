@@ -1,8 +1,8 @@
 """Attention over a token tree: every token looks at its branch's ancestors and at itself. Exact.
 
 Root keys meet the queries of all branches at once, the rest goes branch by branch. Queries come
-scaled. Shapes: as in `pack.py`, and P root tokens, G key-value heads, Q query heads for each, H = G * Q,
-D head width, X = D + 2.
+scaled. Shapes: as in `pack.py`, and P root tokens, G key-value heads, Q query heads for each,
+H = G * Q, D head width, X = D + 2.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gradients of scaled queries, keys and values; scores are computed anew."""
     H, T, D = query_HTD.shape
-    G, P = key_GTD.shape[0], tree.root_tokens
+    P = tree.root_tokens
     R, S = tree.query_RS.shape
     delta_HT = torch.linalg.vecdot(gradient_HTD, attended.out_HTD).float()
     # Two more columns make the products subtract the normaliser (and delta) themselves; split in
@@ -99,7 +99,7 @@ def _softmax_product(
     value_GQMD = value_G1MD.expand(G, Q, -1, D)
     if query_GQND.device.type == "cpu" and N > 0:
         # The public function does not return the normaliser, without which parts cannot be joined.
-        out, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        out, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
             query_GQND, key_GQMD, value_GQMD, 0.0, causal, attn_mask=bias, scale=1.0
         )
     else:

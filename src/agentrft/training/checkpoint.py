@@ -63,8 +63,8 @@ def write_checkpoint(folder: Path, fill: Callable[[Path], None]) -> None:
         _sync_and_hash(manifest)
         _sync_folder(partial)
         if folder.exists():
-            os.rename(folder, replaced)
-        os.rename(partial, folder)
+            folder.rename(replaced)
+        partial.rename(folder)
         _sync_folder(parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
@@ -167,7 +167,7 @@ def _restore(folder: Path) -> None:
         if folder.exists():
             shutil.rmtree(replaced, ignore_errors=True)
         else:
-            os.rename(replaced, folder)
+            replaced.rename(folder)
 
 
 def _write_failure(folder: Path, error: OSError) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,7 +31,7 @@ class LanguageModel:
     causal: Any
     """The transformers model."""
     backbone: nn.Module
-    head: nn.Module
+    head: nn.Linear
     decoder: Decoder | None
     """The fast pass over token trees; None for families that only transformers can run."""
 
@@ -73,7 +73,10 @@ def load_causal(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         boundary(ModelError, f"model {folder.name!r}: cannot be loaded from {folder}"),
         _no_progress_bars(),
     ):
-        causal = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        causal = cast(
+            Any,
+            AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True),
+        )
     if causal.get_output_embeddings() is None or causal.base_model is causal:
         raise ModelError(
             f"model {folder.name!r}: its family {causal.config.model_type!r} does not separate the "
@@ -124,7 +127,8 @@ def compute_dtype(
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     # Without these instructions oneDNN emulates bfloat16 and float32 is faster.
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    processor = cast(Any, torch.cpu)  # no public name asks for them
+    native = processor._is_amx_tile_supported() or processor._is_avx512_bf16_supported()  # noqa: SLF001
     return torch.bfloat16 if native else torch.float32
 
 

@@ -6,8 +6,9 @@ ancestors below the root, U tokens below the root, A action tokens, M distinct p
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,13 +59,12 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return a copy with every tensor on the device."""
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
-        return MicroBatch(
-            **{
-                name: value.to(device) if isinstance(value, Tensor) else value
-                for name, value in values.items()
-            }
-        )
+        moved: dict[str, Any] = {
+            part.name: value.to(device)
+            for part in fields(self)
+            if isinstance(value := getattr(self, part.name), Tensor)
+        }
+        return replace(self, **moved)
 
 
 def pack(

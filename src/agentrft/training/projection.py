@@ -34,7 +34,8 @@ def action_logprobs(
 
 class _ActionLogprobs(torch.autograd.Function):
     """d logprob / d hidden = (W[target] - probabilities @ W) / temperature needs no loss, so the
-    forward computes it while the probabilities are at hand, and the backward only scales it."""
+    forward computes it while the probabilities are at hand, and the backward only scales it.
+    """
 
     @staticmethod
     def forward(
@@ -84,7 +85,7 @@ class _ActionLogprobs(torch.autograd.Function):
             weight_gradient_VE += logit_gradient_CV.T @ hidden_AE[chunk]
             if bias_gradient_V is not None:
                 bias_gradient_V += logit_gradient_CV.sum(0, dtype=torch.float32)
-        bias_gradient = None if bias_V is None else bias_gradient_V.to(bias_V.dtype)
+        bias_gradient = None if bias_gradient_V is None else bias_gradient_V.to(weight_VE.dtype)
         return hidden_gradient_AE, weight_gradient_VE.to(weight_VE.dtype), bias_gradient, None, None
 
 

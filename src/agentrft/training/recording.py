@@ -1,4 +1,4 @@
-"""The fake trainer: records samples and counts versions. No tensors, so pipelines run in milliseconds."""
+"""The fake trainer: records samples and counts versions, without tensors, in milliseconds."""
 
 import json
 from collections.abc import Mapping, Sequence

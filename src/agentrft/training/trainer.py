@@ -29,9 +29,9 @@ from agentrft.training.checkpoint import (
 from agentrft.training.files import read_state, read_weights, write_state, write_weights
 from agentrft.training.model import (
     available_bytes,
-    count_weights,
     compute_device,
     compute_dtype,
+    count_weights,
     language_model,
     load_causal,
     stored_tensors,
@@ -94,7 +94,7 @@ class LocalTrainer:
         if not samples:
             return {}
         began = time.perf_counter()
-        with _torch_settings(self._threads, self._config.deterministic):
+        with _torch_settings(self._threads, deterministic=self._config.deterministic):
             totals = self._accumulate(samples)
             gradient_norm, stepped = self._update()
         actions = max(1.0, totals["action_tokens"])
@@ -127,7 +127,7 @@ class LocalTrainer:
 
     def loss_and_gradients(self, samples: Sequence[Sample]) -> tuple[float, Mapping[str, Tensor]]:
         """Return what a step on these samples would use, by name as in the saved file; no step."""
-        with _torch_settings(self._threads, self._config.deterministic):
+        with _torch_settings(self._threads, deterministic=self._config.deterministic):
             totals = self._accumulate(samples)
         gradients = {
             name: torch.zeros_like(master) if master.grad is None else master.grad
@@ -152,7 +152,10 @@ class LocalTrainer:
         """Return log-probabilities (temperature 1) of every token after the first, per sequence."""
         samples = [_scored_sample(place, ids) for place, ids in enumerate(sequences)]
         result: list[list[float]] = [[] for _ in sequences]
-        with torch.no_grad(), _torch_settings(self._threads, self._config.deterministic):
+        with (
+            torch.no_grad(),
+            _torch_settings(self._threads, deterministic=self._config.deterministic),
+        ):
             for batch in self._pack(samples):
                 logprobs_A, _ = self.model.logprobs(batch)
                 values = zip(batch.sample_A.tolist(), logprobs_A.tolist(), strict=True)
@@ -308,7 +311,7 @@ def check_memory(
 
 
 @contextmanager
-def _torch_settings(threads: int, deterministic: bool) -> Iterator[None]:
+def _torch_settings(threads: int, *, deterministic: bool) -> Iterator[None]:
     """Set process-wide settings of torch for the time of a step; the engine has its own."""
     threads_before = torch.get_num_threads()
     deterministic_before = torch.are_deterministic_algorithms_enabled()
