@@ -75,6 +75,13 @@ def test_samples_that_share_are_packed_together() -> None:
     assert {first.order, second.order} == {(0, 2, 4, 6), (1, 3, 5, 7)}
 
 
+def test_a_step_is_split_into_even_parts_for_its_lanes() -> None:
+    made = [_sample((*COMMON, *[n] * 20), 1) for n in range(1, 9)]
+    sizes = [batch.computed_tokens for batch in pack(made, budget_tokens=1000, parts=2)]
+    assert sizes == [120, 120]
+    assert len(list(pack(made[:1], budget_tokens=1000, parts=2))) == 1
+
+
 def test_without_sharing_the_budget_counts_padding() -> None:
     made = [_sample(tuple(range(1, 1 + length)), 1) for length in (10, 10, 30)]
     batches = list(pack(made, budget_tokens=60, share=False))

@@ -77,6 +77,25 @@ def test_reinforcement_moves_probability_toward_what_scored_better(folder: Path)
     assert after[1] < before[1] - 0.1
 
 
+def test_lanes_change_neither_loss_nor_gradients_and_never_depend_on_timing(folder: Path) -> None:
+    def run(threads: int) -> tuple[float, dict[str, torch.Tensor], list[list[float]]]:
+        trainer = perturbed(_trainer(folder, config=config(threads=threads)))
+        loss, gradients = trainer.loss_and_gradients(samples(11))
+        return loss, dict(gradients), trainer.score(CANARIES)
+
+    loss, gradients, scores = run(1)
+    first_loss, first, first_scores = run(3)
+    assert first_loss == pytest.approx(loss, abs=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(first[name], gradient, atol=1e-6, rtol=1e-4)
+    for ours, expected in zip(first_scores, scores, strict=True):
+        assert ours == pytest.approx(expected, abs=1e-5)
+    for _ in range(3):
+        again_loss, again, _ = run(3)
+        assert again_loss == first_loss
+        assert all(torch.equal(again[name], gradient) for name, gradient in first.items())
+
+
 def test_the_step_reports_what_it_did(folder: Path) -> None:
     batch = samples(6)
     metrics = _trainer(folder).step(batch)
@@ -155,16 +174,17 @@ def test_bfloat16_masters_gather_steps_too_small_for_bfloat16(folder: Path) -> N
         assert not torch.equal(master, start[name]), name
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize(("kind", "threads"), [("lora", 1), ("lora", 2), ("full", 1)])
 def test_four_steps_equal_two_a_checkpoint_a_new_process_and_two_more(
-    tmp_path: Path, folder: Path, kind: str
+    tmp_path: Path, folder: Path, kind: str, threads: int
 ) -> None:
-    straight = _trainer(folder, kind)
+    settings = config(kind, deterministic=True, threads=threads)
+    straight = _trainer(folder, config=settings)
     for step in range(4):
         straight.step(samples(5, seed=step))
     straight.save(tmp_path / "straight", {"step": 4})
 
-    first = _trainer(folder, kind)
+    first = _trainer(folder, config=settings)
     for step in range(2):
         first.step(samples(5, seed=step))
     first.save(tmp_path / "half", {"step": 2})
@@ -175,8 +195,8 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from tiny_training import config, samples
 from agentrft.training.trainer import LocalTrainer
 trainer = LocalTrainer(
-    Path({str(folder)!r}), config({kind!r}, deterministic=True), loss="policy_gradient",
-    canaries=[], seed=1, resume=Path({str(tmp_path / "half")!r}),
+    Path({str(folder)!r}), config({kind!r}, deterministic=True, threads={threads}),
+    loss="policy_gradient", canaries=[], seed=1, resume=Path({str(tmp_path / "half")!r}),
 )
 assert trainer.steps_done == trainer.cursor["step"] == 2
 for step in range(2, 4):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from agentrft.training.attention import Attended, attend, attend_backward
 from agentrft.training.pack import MicroBatch
-from agentrft.training.parameters import Linear, Trainable, Vector
+from agentrft.training.parameters import Gradients, Linear, Trainable, Vector
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 CHUNK_TOKENS = 1024
@@ -68,9 +68,8 @@ class Decoder:
         self.embedding: Tensor = backbone.embed_tokens.weight
         self.embedding_gradient = trainable.vector("model.embed_tokens.weight")
         self.norm = trainable.vector("model.norm.weight")
-        self.anchor = torch.zeros(0, requires_grad=True)
         self.layers = [
-            self._layer(trainable, f"model.layers.{place}", config.model_type == "qwen3")
+            self._layer(trainable, f"model.layers.{place}", head_norms=config.model_type == "qwen3")
             for place in range(config.num_hidden_layers)
         ]
 
@@ -85,9 +84,10 @@ class Decoder:
             and kinds == {"full_attention"}
         )
 
-    def hidden(self, tree: MicroBatch) -> Tensor:
-        """Return final hidden states (T, E); their gradient trains what the trainable says."""
-        hidden_TE: Tensor = _DecoderFunction.apply(self.anchor, self, tree, torch.is_grad_enabled())
+    def hidden(self, tree: MicroBatch, sums: Gradients | None) -> Tensor:
+        """Return final hidden states (T, E); their backward adds to `sums`. None: no backward."""
+        anchor = torch.zeros(0, requires_grad=sums is not None)
+        hidden_TE: Tensor = _DecoderFunction.apply(anchor, self, tree, sums)
         return hidden_TE
 
     def forward(self, tree: MicroBatch, saved: list[_Saved] | None) -> Tensor:
@@ -100,7 +100,7 @@ class Decoder:
         return hidden_TE
 
     @staticmethod
-    def _layer(trainable: Trainable, name: str, head_norms: bool) -> _Layer:
+    def _layer(trainable: Trainable, name: str, *, head_norms: bool) -> _Layer:
         attention, feed = f"{name}.self_attn", f"{name}.mlp"
         return _Layer(
             input_norm=trainable.vector(f"{name}.input_layernorm.weight"),
@@ -132,7 +132,7 @@ class Decoder:
         raw_query_HTD = None if layer.query_norm is None else torch.empty_like(query_HTD)
         raw_key_GTD = None if layer.key_norm is None else torch.empty_like(key_GTD)
         for chunk in _chunks(T):
-            normed_CE, _, _ = self._norm(input_TE[chunk], layer.input_norm)
+            normed_CE, _, _ = self.normed(input_TE[chunk], layer.input_norm)
             turn = rotation[0][chunk], rotation[1][chunk]
             for linear, norm, raw, target in (
                 (layer.query, layer.query_norm, raw_query_HTD, query_HTD),
@@ -141,7 +141,7 @@ class Decoder:
                 states = _by_head(linear.apply(normed_CE), D)
                 if norm is not None and raw is not None:
                     raw[:, chunk] = states
-                    states, _, _ = self._norm(raw[:, chunk], norm)
+                    states, _, _ = self.normed(raw[:, chunk], norm)
                 _rotate(states, *turn, out=target[:, chunk])
             query_HTD[:, chunk] *= self.scaling
             value_GTD[:, chunk] = _by_head(layer.value.apply(normed_CE), D)
@@ -153,7 +153,7 @@ class Decoder:
         for chunk in _chunks(T):
             joined_CE = attended.out_HTD[:, chunk].transpose(0, 1).reshape(-1, heads * D)
             torch.add(input_TE[chunk], layer.output.apply(joined_CE), out=middle_TE[chunk])
-            normed_CE, _, _ = self._norm(middle_TE[chunk], layer.feed_norm)
+            normed_CE, _, _ = self.normed(middle_TE[chunk], layer.feed_norm)
             gate_TF[chunk] = layer.gate.apply(normed_CE)
             up_TF[chunk] = layer.up.apply(normed_CE)
             product_CF = F.silu(gate_TF[chunk]).mul_(up_TF[chunk])
@@ -176,19 +176,27 @@ class Decoder:
         return output_TE
 
     def backward(
-        self, gradient_TE: Tensor, last_TE: Tensor, tree: MicroBatch, saved: list[_Saved]
+        self,
+        gradient_TE: Tensor,
+        last_TE: Tensor,
+        tree: MicroBatch,
+        saved: list[_Saved],
+        sums: Gradients,
     ) -> None:
         """Add the gradients of all weights; `last_TE` is what entered the final norm."""
         gradient_TE = gradient_TE.clone()
         for chunk in _chunks(len(gradient_TE)):
-            gradient_TE[chunk] = self._norm_backward(gradient_TE[chunk], last_TE[chunk], self.norm)
+            gradient_TE[chunk] = self._norm_backward(
+                gradient_TE[chunk], last_TE[chunk], self.norm, sums
+            )
         cos_TD, sin_TD = self.rotary(last_TE, tree.position_ids_T[None])
         rotation = cos_TD[0], sin_TD[0]
         for layer in reversed(self.layers):
-            gradient_TE = self._layer_backward(layer, gradient_TE, rotation, tree, saved.pop())
+            gradient_TE = self._layer_backward(
+                layer, gradient_TE, rotation, tree, saved.pop(), sums
+            )
         if self.embedding_gradient.trains:
-            rows_TE = gradient_TE.float()
-            self.embedding_gradient.add_rows(tree.token_ids_T, rows_TE)
+            self.embedding_gradient.add_rows(tree.token_ids_T, gradient_TE.float(), sums)
 
     def _layer_backward(
         self,
@@ -197,14 +205,15 @@ class Decoder:
         rotation: tuple[Tensor, Tensor],
         tree: MicroBatch,
         saved: _Saved,
+        sums: Gradients,
     ) -> Tensor:
         T, D = len(gradient_TE), self.head_width
         heads = layer.query.weight_OI.shape[0] // D
         attended_gradient_HTD = torch.empty_like(saved.query_HTD)
         for chunk in _chunks(T):
-            self._feed_backward(layer, gradient_TE[chunk], saved, chunk)
+            self._feed_backward(layer, gradient_TE[chunk], saved, chunk, sums)
             joined_CE = saved.attended.out_HTD[:, chunk].transpose(0, 1).reshape(-1, heads * D)
-            layer.output.add_gradient(joined_CE, gradient_TE[chunk])
+            layer.output.add_gradient(joined_CE, gradient_TE[chunk], sums)
             joined_gradient_CE = gradient_TE[chunk] @ layer.output.weight_OI
             attended_gradient_HTD[:, chunk] = _by_head(joined_gradient_CE, D)
         query_HTD, key_GTD, value_GTD = attend_backward(
@@ -217,7 +226,7 @@ class Decoder:
         )
         query_HTD *= self.scaling
         for chunk in _chunks(T):
-            normed_CE, _, _ = self._norm(saved.input_TE[chunk], layer.input_norm)
+            normed_CE, _, _ = self.normed(saved.input_TE[chunk], layer.input_norm)
             cos_CD, sin_CD = rotation[0][chunk], rotation[1][chunk]
             normed_gradient_CE = torch.zeros_like(normed_CE)
             for linear, norm, raw, states in (
@@ -230,35 +239,35 @@ class Decoder:
                     # Turning back is turning by the negative angle.
                     part = _rotate(part, cos_CD, -sin_CD, out=torch.empty_like(part))
                 if norm is not None and raw is not None:
-                    part = self._norm_backward(part, raw[:, chunk], norm)
+                    part = self._norm_backward(part, raw[:, chunk], norm, sums)
                 joined = part.transpose(0, 1).reshape(len(normed_CE), -1)
-                linear.add_gradient(normed_CE, joined)
+                linear.add_gradient(normed_CE, joined, sums)
                 normed_gradient_CE.addmm_(joined, linear.weight_OI)
             gradient_TE[chunk] += self._norm_backward(
-                normed_gradient_CE, saved.input_TE[chunk], layer.input_norm
+                normed_gradient_CE, saved.input_TE[chunk], layer.input_norm, sums
             )
         return gradient_TE
 
     def _feed_backward(
-        self, layer: _Layer, gradient_CE: Tensor, saved: _Saved, chunk: slice
+        self, layer: _Layer, gradient_CE: Tensor, saved: _Saved, chunk: slice, sums: Gradients
     ) -> None:
         """Add the feed-forward's gradient to `gradient_CE` in place."""
         gate_CF, up_CF = saved.gate_TF[chunk], saved.up_TF[chunk]
         active_CF = F.silu(gate_CF)
-        layer.down.add_gradient(active_CF * up_CF, gradient_CE)
+        layer.down.add_gradient(active_CF * up_CF, gradient_CE, sums)
         product_gradient_CF = gradient_CE @ layer.down.weight_OI
         up_gradient_CF = active_CF.mul_(product_gradient_CF)
         gate_gradient_CF = torch.ops.aten.silu_backward(product_gradient_CF.mul_(up_CF), gate_CF)
-        normed_CE, _, _ = self._norm(saved.middle_TE[chunk], layer.feed_norm)
-        layer.gate.add_gradient(normed_CE, gate_gradient_CF)
-        layer.up.add_gradient(normed_CE, up_gradient_CF)
+        normed_CE, _, _ = self.normed(saved.middle_TE[chunk], layer.feed_norm)
+        layer.gate.add_gradient(normed_CE, gate_gradient_CF, sums)
+        layer.up.add_gradient(normed_CE, up_gradient_CF, sums)
         normed_gradient_CE = gate_gradient_CF @ layer.gate.weight_OI
         normed_gradient_CE.addmm_(up_gradient_CF, layer.up.weight_OI)
         gradient_CE += self._norm_backward(
-            normed_gradient_CE, saved.middle_TE[chunk], layer.feed_norm
+            normed_gradient_CE, saved.middle_TE[chunk], layer.feed_norm, sums
         )
 
-    def _norm(self, input_CE: Tensor, norm: Vector) -> tuple[Tensor, Tensor, Tensor]:
+    def normed(self, input_CE: Tensor, norm: Vector) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normed states, and in float32 what they are without weight, and 1 / RMS."""
         unit_CE = input_CE.to(torch.float32, copy=True)
         length_C1 = torch.linalg.vector_norm(unit_CE, dim=-1, keepdim=True)
@@ -266,10 +275,12 @@ class Decoder:
         unit_CE.mul_(inverse_C1)
         return unit_CE.to(input_CE.dtype) * norm.weight, unit_CE, inverse_C1
 
-    def _norm_backward(self, gradient_CE: Tensor, input_CE: Tensor, norm: Vector) -> Tensor:
-        _, unit_CE, inverse_C1 = self._norm(input_CE, norm)
+    def _norm_backward(
+        self, gradient_CE: Tensor, input_CE: Tensor, norm: Vector, sums: Gradients
+    ) -> Tensor:
+        _, unit_CE, inverse_C1 = self.normed(input_CE, norm)
         if norm.trains:
-            norm.add_gradient((gradient_CE.float() * unit_CE).flatten(0, -2).sum(0))
+            norm.add_gradient((gradient_CE.float() * unit_CE).flatten(0, -2).sum(0), sums)
         weighted_CE = (gradient_CE * norm.weight).float()
         mean_C1 = torch.linalg.vecdot(weighted_CE, unit_CE)[..., None] / input_CE.shape[-1]
         return (
@@ -281,18 +292,21 @@ class _DecoderFunction(torch.autograd.Function):
     """Hooks the hand-written pass into autograd; the anchor only makes it take part."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, decoder: Decoder, tree: MicroBatch, keep: bool) -> Tensor:
-        saved: list[_Saved] | None = [] if keep else None
+    def forward(
+        ctx: Any, anchor: Tensor, decoder: Decoder, tree: MicroBatch, sums: Gradients | None
+    ) -> Tensor:
+        saved: list[_Saved] | None = None if sums is None else []
         last_TE = decoder.forward(tree, saved)
-        ctx.decoder, ctx.tree, ctx.saved, ctx.last_TE = decoder, tree, saved, last_TE
+        ctx.decoder, ctx.tree, ctx.sums = decoder, tree, sums
+        ctx.saved, ctx.last_TE = saved, last_TE
         hidden_TE = torch.empty_like(last_TE)
         for chunk in _chunks(len(last_TE)):
-            hidden_TE[chunk], _, _ = decoder._norm(last_TE[chunk], decoder.norm)
+            hidden_TE[chunk], _, _ = decoder.normed(last_TE[chunk], decoder.norm)
         return hidden_TE
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None]:
-        ctx.decoder.backward(gradients[0], ctx.last_TE, ctx.tree, ctx.saved)
+        ctx.decoder.backward(gradients[0], ctx.last_TE, ctx.tree, ctx.saved, ctx.sums)
         return None, None, None, None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from agentrft.core.errors import ModelError, boundary
 from agentrft.training.decoder import Decoder
 from agentrft.training.pack import MicroBatch
-from agentrft.training.parameters import Trainable
+from agentrft.training.parameters import Gradients, Trainable
 from agentrft.training.projection import action_logprobs
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -35,10 +35,13 @@ class LanguageModel:
     decoder: Decoder | None
     """The fast pass over token trees; None for families that only transformers can run."""
 
-    def logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Return log-probability and entropy of each action token, (A,) each, float32, nats."""
+    def logprobs(self, batch: MicroBatch, sums: Gradients | None) -> tuple[Tensor, Tensor]:
+        """Return log-probability and entropy of each action token, (A,) each, float32, nats.
+
+        The backward adds to `sums` what it does not leave to autograd; None: no backward.
+        """
         hidden_TE = (
-            self._padded_hidden(batch) if self.decoder is None else self.decoder.hidden(batch)
+            self._padded_hidden(batch) if self.decoder is None else self.decoder.hidden(batch, sums)
         )
         logprobs_M, entropy_M = action_logprobs(
             hidden_TE.index_select(0, batch.predictor_M),

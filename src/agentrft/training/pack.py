@@ -5,9 +5,10 @@ Shapes: T tokens of the tree, R branches below its root, S longest branch, K lon
 ancestors below the root, U tokens below the root, A action tokens, M distinct predictions among them.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -68,22 +69,24 @@ class MicroBatch:
 
 
 def pack(
-    samples: Sequence[Sample], *, budget_tokens: int, share: bool = True
+    samples: Sequence[Sample], *, budget_tokens: int, share: bool = True, parts: int = 1
 ) -> Iterator[MicroBatch]:
     """Yield micro-batches of at most `budget_tokens` computed tokens, neighbours sharing prefixes.
 
     A sample longer than the budget travels alone. Without `share` every sample is a branch of its
-    own, and the budget counts the padding to the longest.
+    own, and the budget counts the padding to the longest. With it, what would fit into fewer
+    micro-batches is split into about `parts` of equal size.
     """
     order = sorted(range(len(samples)), key=lambda place: samples[place].token_ids)
+    if share and parts > 1:
+        budget_tokens = min(budget_tokens, _even_share(samples, order, parts))
     chosen: list[int] = []
     used = longest = 0
     for place in order:
         ids = samples[place].token_ids
         longest = max(longest, len(ids))
         if share:
-            repeated = _common(samples[chosen[-1]].token_ids, ids) if chosen else 0
-            used += len(ids) - (repeated if repeated >= SMALLEST_SHARED_TOKENS else 0)
+            used += _new_tokens(samples[chosen[-1]].token_ids if chosen else (), ids)
         else:
             used = longest * (len(chosen) + 1)
         if chosen and used > budget_tokens:
@@ -93,6 +96,22 @@ def pack(
         chosen.append(place)
     if chosen:
         yield _micro_batch(samples, chosen, share=share)
+
+
+def _even_share(samples: Sequence[Sample], order: Sequence[int], parts: int) -> int:
+    """Return tokens of a micro-batch when all samples together make about `parts` equal ones."""
+    sequences = [samples[place].token_ids for place in order]
+    added = [_new_tokens(before, ids) for before, ids in pairwise(sequences)]
+    shared = _common(sequences[0], sequences[-1])
+    own = len(sequences[0]) - shared + sum(added)
+    # Half a sample of slack, so that rounding does not leave a small part over.
+    return shared + math.ceil(own / parts) + max(added, default=0) // 2
+
+
+def _new_tokens(before: Sequence[int], ids: Sequence[int]) -> int:
+    """Return how many tokens a sequence adds to a tree that holds its neighbour."""
+    repeated = _common(before, ids)
+    return len(ids) - (repeated if repeated >= SMALLEST_SHARED_TOKENS else 0)
 
 
 class _Tree:

@@ -6,7 +6,7 @@ them, so both describe the same policy. Shapes: I inputs, O outputs, K rank, N t
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,24 @@ from torch.nn import functional as F
 
 from agentrft.core.config import Adapter
 from agentrft.core.errors import ModelError
+
+
+class Gradients:
+    """Float32 sums of one lane, so that lanes running side by side never add to the same tensor."""
+
+    def __init__(self) -> None:
+        self._sums: dict[nn.Parameter, Tensor] = {}
+
+    def of(self, master: nn.Parameter) -> Tensor:
+        """Return the sum of one master, zeros at first."""
+        if master not in self._sums:
+            self._sums[master] = torch.zeros_like(master, requires_grad=False)
+        return self._sums[master]
+
+    def hand_over(self) -> None:
+        """Add the sums to the masters' `grad`."""
+        for master, total in self._sums.items():
+            master.grad = total if master.grad is None else master.grad.add_(total)
 
 
 class Linear(Protocol):
@@ -26,7 +44,7 @@ class Linear(Protocol):
         """Return input @ weight, plus the bias if there is one."""
         ...
 
-    def add_gradient(self, input_NI: Tensor, gradient_NO: Tensor) -> None:
+    def add_gradient(self, input_NI: Tensor, gradient_NO: Tensor, sums: Gradients) -> None:
         """Add what this input and output gradient mean for the masters."""
         ...
 
@@ -43,15 +61,15 @@ class Vector:
         """Whether gradients are wanted."""
         return self._master is not None
 
-    def add_gradient(self, gradient: Tensor) -> None:
+    def add_gradient(self, gradient: Tensor, sums: Gradients) -> None:
         """Add to the master's gradient."""
         if self._master is not None:
-            _gradient_of(self._master).add_(gradient)
+            sums.of(self._master).add_(gradient)
 
-    def add_rows(self, places_N: Tensor, gradient_NI: Tensor) -> None:
+    def add_rows(self, places_N: Tensor, gradient_NI: Tensor, sums: Gradients) -> None:
         """Add rows of a gradient to the master's, as an embedding needs it."""
         if self._master is not None:
-            _gradient_of(self._master).index_add_(0, places_N, gradient_NI)
+            sums.of(self._master).index_add_(0, places_N, gradient_NI)
 
 
 class Trainable(Protocol):
@@ -81,6 +99,11 @@ class Trainable(Protocol):
         ...
 
 
+def _bias_of(linear: nn.Linear) -> Tensor | None:
+    bias = cast(Tensor | None, linear.bias)  # torch's own types forget that it may be missing
+    return None if bias is None else bias.detach()
+
+
 class LowRankLinear(nn.Module):
     """A linear layer with weight W + scale * B A, of which A and B train (LoRA, arXiv 2106.09685).
 
@@ -95,7 +118,7 @@ class LowRankLinear(nn.Module):
         self.scale = scale
         self.base_OI = base_OI.to(linear.weight.device)
         self.weight_OI = linear.weight.detach().clone()
-        self.bias_O = None if linear.bias is None else linear.bias.detach()
+        self.bias_O = _bias_of(linear)
         bound = 1.0 / math.sqrt(inputs)
         values_KI = torch.empty(rank, inputs).uniform_(-bound, bound, generator=seed)
         device = linear.weight.device
@@ -106,18 +129,23 @@ class LowRankLinear(nn.Module):
 
     def forward(self, input_NI: Tensor) -> Tensor:
         """Return `apply`, with gradients for autograd."""
-        return _LowRankProduct.apply(input_NI, self.a_KI, self)
+        return _LowRankProduct.apply(input_NI, self.a_KI, self.b_OK, self)
 
     def apply(self, input_NI: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return input @ merged weight, plus the frozen bias."""
         return F.linear(input_NI, self.weight_OI, self.bias_O)
 
-    def add_gradient(self, input_NI: Tensor, gradient_NO: Tensor) -> None:
+    def add_gradient(self, input_NI: Tensor, gradient_NO: Tensor, sums: Gradients) -> None:
         """Add the factors' gradients."""
+        a_gradient_KI, b_gradient_OK = self.factor_gradients(input_NI, gradient_NO)
+        sums.of(self.a_KI).add_(a_gradient_KI, alpha=self.scale)
+        sums.of(self.b_OK).add_(b_gradient_OK, alpha=self.scale)
+
+    def factor_gradients(self, input_NI: Tensor, gradient_NO: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gradients of A and B, yet to be multiplied by the scale, in the compute type."""
         a_gradient_KI = (gradient_NO @ self.compute_b_OK).T @ input_NI
         b_gradient_OK = gradient_NO.T @ (input_NI @ self.compute_a_KI.T)
-        _gradient_of(self.a_KI).add_(a_gradient_KI, alpha=self.scale)
-        _gradient_of(self.b_OK).add_(b_gradient_OK, alpha=self.scale)
+        return a_gradient_KI, b_gradient_OK
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -133,23 +161,26 @@ def merge(base_OI: Tensor, a_KI: Tensor, b_OK: Tensor, scale: float) -> Tensor:
 
 
 class _LowRankProduct(torch.autograd.Function):
-    """`LowRankLinear` inside an autograd graph; the factor only makes the layer take part."""
+    """`LowRankLinear` inside an autograd graph."""
 
     @staticmethod
-    def forward(ctx: Any, input_NI: Tensor, factor: Tensor, layer: LowRankLinear) -> Tensor:
+    def forward(
+        ctx: Any, input_NI: Tensor, a_KI: Tensor, b_OK: Tensor, layer: LowRankLinear
+    ) -> Tensor:
         ctx.save_for_backward(input_NI)
         ctx.layer = layer
         return layer.apply(input_NI)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         (input_NI,) = ctx.saved_tensors
         layer: LowRankLinear = ctx.layer
         gradient_NO = gradients[0].flatten(0, -2)
-        layer.add_gradient(input_NI.flatten(0, -2), gradient_NO)
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
-        return (gradient_NO @ layer.weight_OI).view_as(input_NI), None, None
+        a_KI, b_OK = layer.factor_gradients(input_NI.flatten(0, -2), gradient_NO)
+        input_gradient = None
+        if ctx.needs_input_grad[0]:
+            input_gradient = (gradient_NO @ layer.weight_OI).view_as(input_NI)
+        return input_gradient, a_KI.float() * layer.scale, b_OK.float() * layer.scale, None
 
 
 class _PlainLinear:
@@ -160,17 +191,17 @@ class _PlainLinear:
     ) -> None:
         """`weight` and `bias` are the masters; None freezes."""
         self.weight_OI: Tensor = linear.weight.detach()
-        self._bias_O = None if linear.bias is None else linear.bias.detach()
+        self._bias_O = _bias_of(linear)
         self._weight, self._bias = weight, bias
 
     def apply(self, input_NI: Tensor) -> Tensor:
         return F.linear(input_NI, self.weight_OI, self._bias_O)
 
-    def add_gradient(self, input_NI: Tensor, gradient_NO: Tensor) -> None:
+    def add_gradient(self, input_NI: Tensor, gradient_NO: Tensor, sums: Gradients) -> None:
         if self._weight is not None:
-            _gradient_of(self._weight).add_(gradient_NO.T @ input_NI)
+            sums.of(self._weight).add_(gradient_NO.T @ input_NI)
         if self._bias is not None:
-            _gradient_of(self._bias).add_(gradient_NO.sum(0, dtype=torch.float32))
+            sums.of(self._bias).add_(gradient_NO.sum(0, dtype=torch.float32))
 
 
 class LowRankAdapter:
@@ -267,8 +298,10 @@ class FullWeights:
     def collect(self) -> None:
         """Add the compute copies' gradients to the masters' in float32."""
         for name, copy in self._copies.items():
+            master = self.masters[name]
             if copy.grad is not None:
-                _gradient_of(self.masters[name]).add_(copy.grad)
+                gradient = copy.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
                 copy.grad = None
 
     @torch.no_grad()
@@ -280,9 +313,3 @@ class FullWeights:
     def merged(self) -> dict[str, Tensor]:
         """Return copies of all weights, as the model computes with them."""
         return {name: copy.detach().clone() for name, copy in self._copies.items()}
-
-
-def _gradient_of(master: nn.Parameter) -> Tensor:
-    if master.grad is None:
-        master.grad = torch.zeros_like(master)
-    return master.grad

@@ -3,8 +3,8 @@ and neither jobs nor the store.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from agentrft.training.checkpoint import (
     write_record,
 )
 from agentrft.training.files import read_state, read_weights, write_state, write_weights
+from agentrft.training.lanes import run_in_lanes, torch_settings
 from agentrft.training.model import (
     available_bytes,
     compute_device,
@@ -37,7 +38,7 @@ from agentrft.training.model import (
     stored_tensors,
 )
 from agentrft.training.pack import MicroBatch, pack
-from agentrft.training.parameters import FullWeights, LowRankAdapter, Trainable
+from agentrft.training.parameters import FullWeights, Gradients, LowRankAdapter, Trainable
 
 LossName = Literal["policy_gradient", "cross_entropy"]
 
@@ -77,6 +78,10 @@ class LocalTrainer:
         causal = load_causal(folder, dtype, self._device)
         self.trainable = self._parameters(causal)
         self.model = language_model(causal, self.trainable)
+        # Threads inside every small operation mostly wait for each other; lanes meet once a step.
+        # Each holds its own gradients, so whole weights stay in one.
+        lanes = self.model.decoder is not None and self._device.type == "cpu"
+        self._lanes = self._threads if lanes and config.adapter.kind == "lora" else 1
         self._optimizer = torch.optim.AdamW(
             self.trainable.masters.values(),
             lr=config.optimizer.learning_rate,
@@ -94,8 +99,8 @@ class LocalTrainer:
         if not samples:
             return {}
         began = time.perf_counter()
-        with _torch_settings(self._threads, deterministic=self._config.deterministic):
-            totals = self._accumulate(samples)
+        totals = self._accumulate(samples)
+        with torch_settings(threads=self._threads, deterministic=self._config.deterministic):
             gradient_norm, stepped = self._update()
         actions = max(1.0, totals["action_tokens"])
         metrics = {
@@ -127,8 +132,7 @@ class LocalTrainer:
 
     def loss_and_gradients(self, samples: Sequence[Sample]) -> tuple[float, Mapping[str, Tensor]]:
         """Return what a step on these samples would use, by name as in the saved file; no step."""
-        with _torch_settings(self._threads, deterministic=self._config.deterministic):
-            totals = self._accumulate(samples)
+        totals = self._accumulate(samples)
         gradients = {
             name: torch.zeros_like(master) if master.grad is None else master.grad
             for name, master in self.trainable.masters.items()
@@ -152,15 +156,17 @@ class LocalTrainer:
         """Return log-probabilities (temperature 1) of every token after the first, per sequence."""
         samples = [_scored_sample(place, ids) for place, ids in enumerate(sequences)]
         result: list[list[float]] = [[] for _ in sequences]
-        with (
-            torch.no_grad(),
-            _torch_settings(self._threads, deterministic=self._config.deterministic),
-        ):
-            for batch in self._pack(samples):
-                logprobs_A, _ = self.model.logprobs(batch)
-                values = zip(batch.sample_A.tolist(), logprobs_A.tolist(), strict=True)
-                for index, value in values:
-                    result[batch.order[index]].append(value)
+
+        def work(batch: MicroBatch, _: Gradients) -> list[tuple[int, float]]:
+            with torch.no_grad():  # this holds for one thread only
+                logprobs_A, _entropy_A = self.model.logprobs(batch, None)
+            places = [batch.order[index] for index in batch.sample_A.tolist()]
+            return list(zip(places, logprobs_A.tolist(), strict=True))
+
+        with self._settings():
+            for values in run_in_lanes(self._pack(samples), work, lanes=self._lanes):
+                for place, value in values:
+                    result[place].append(value)
         return result
 
     def save(self, folder: Path, cursor: Mapping[str, int]) -> None:
@@ -211,6 +217,10 @@ class LocalTrainer:
             self.steps_done = record.steps_done
             self.cursor = record.cursor
 
+    def _settings(self) -> AbstractContextManager[None]:
+        threads = 1 if self._lanes > 1 else self._threads
+        return torch_settings(threads=threads, deterministic=self._config.deterministic)
+
     def _pack(self, samples: Sequence[Sample]) -> list[MicroBatch]:
         return [
             batch.to(self._device)
@@ -218,6 +228,7 @@ class LocalTrainer:
                 samples,
                 budget_tokens=self._config.micro_batch_tokens,
                 share=self.model.decoder is not None,
+                parts=self._lanes,
             )
         ]
 
@@ -231,13 +242,12 @@ class LocalTrainer:
     def _accumulate(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Add the gradients of all samples; return sums over them."""
         normaliser = self._normaliser(samples)
-        totals: dict[str, float] = {}
-        for batch in self._pack(samples):
-            logprobs_A, entropy_A = self.model.logprobs(batch)
+
+        def work(batch: MicroBatch, gradients: Gradients) -> dict[str, float]:
+            logprobs_A, entropy_A = self.model.logprobs(batch, gradients)
             terms = self._loss_terms(logprobs_A, batch, normaliser)
             terms.loss.backward()
-            self.trainable.collect()
-            sums = {
+            return {
                 **terms.sums,
                 "loss": terms.loss.item(),
                 "entropy": entropy_A.sum().item(),
@@ -246,6 +256,12 @@ class LocalTrainer:
                 "computed_tokens": float(batch.computed_tokens),
                 "micro_batches": 1.0,
             }
+
+        with self._settings():
+            results = run_in_lanes(self._pack(samples), work, lanes=self._lanes)
+            self.trainable.collect()
+        totals: dict[str, float] = {}
+        for sums in results:
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value
         return totals
@@ -308,20 +324,6 @@ def check_memory(
             f"{free_bytes / 1e9:.2g} GB are free; use a smaller model, adapter.kind 'lora', "
             "or a machine with more memory"
         )
-
-
-@contextmanager
-def _torch_settings(threads: int, *, deterministic: bool) -> Iterator[None]:
-    """Set process-wide settings of torch for the time of a step; the engine has its own."""
-    threads_before = torch.get_num_threads()
-    deterministic_before = torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads_before)
-        torch.use_deterministic_algorithms(deterministic_before)
 
 
 def _scored_sample(place: int, ids: Sequence[int]) -> Sample:
