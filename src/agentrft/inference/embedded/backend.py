@@ -22,6 +22,7 @@ _LANE_TOKENS = 16
 """Fewest tokens a step that are worth a lane of their own: each lane reads all weights."""
 _SCORE_TOKENS = 2048
 _SCORE_LOGITS = 512
+_SOFTMAX_ROWS = 16
 
 
 class Book(Protocol):
@@ -130,9 +131,14 @@ class FusedBackend:
         for h_NE, t_N in zip(
             hidden_NE.split(_SCORE_LOGITS), target_N.split(_SCORE_LOGITS), strict=True
         ):
-            logits_NV = self.network.logits(h_NE).float()
-            chosen_N = logits_NV.gather(1, t_N[:, None])[:, 0]
-            logprobs += (chosen_N - logits_NV.logsumexp(-1)).tolist()
+            # The product wants many rows; the softmax wants so few that they stay in the cache.
+            for part_NV, ids_N in zip(
+                self.network.logits(h_NE).split(_SOFTMAX_ROWS),
+                t_N.split(_SOFTMAX_ROWS),
+                strict=True,
+            ):
+                all_NV = part_NV.log_softmax(-1, dtype=torch.float32)
+                logprobs += all_NV.gather(1, ids_N[:, None])[:, 0].tolist()
         ends = np.cumsum(lengths)
         return [logprobs[end - n : end - 1] for n, end in zip(lengths, ends, strict=True)]
 
