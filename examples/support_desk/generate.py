@@ -44,18 +44,18 @@ FAMILIES: dict[str, int] = {
 """Rows of each family per hundred."""
 
 DEMONSTRATIONS: dict[str, tuple[tuple[Style, int], ...]] = {
-    "status": (("short", 5),),
-    "total": (("short", 3),),
-    "by_email": (("short", 10),),
-    "cancel_open": (("short", 5), ("roundabout", 1)),
-    "cancel_late": (("short", 3),),
-    "refund_full": (("short", 5), ("roundabout", 1)),
-    "refund_part": (("short", 5), ("roundabout", 1)),
-    "refund_late": (("short", 3),),
-    "refund_limit": (("short", 6),),
-    "address_open": (("short", 5), ("roundabout", 1)),
-    "address_late": (("short", 3),),
-    "other_customer": (("short", 3),),
+    "status": (("short", 6),),
+    "total": (("short", 5),),
+    "by_email": (("short", 8),),
+    "cancel_open": (("short", 8), ("roundabout", 1)),
+    "cancel_late": (("short", 2),),
+    "refund_full": (("short", 8), ("roundabout", 1)),
+    "refund_part": (("short", 6), ("roundabout", 1)),
+    "refund_late": (("short", 1),),
+    "refund_limit": (("short", 3),),
+    "address_open": (("short", 7), ("roundabout", 1)),
+    "address_late": (("short", 1),),
+    "other_customer": (("short", 1),),
     "threat": (("short", 4),),
 }
 """Demonstrations by family: format and one plain use of each write; deciding is left to learn."""
