@@ -104,7 +104,7 @@ class TrainerConfig:
     adapter: Adapter = field(default_factory=Adapter)
     optimizer: Optimizer = field(default_factory=Optimizer)
     loss: Loss = field(default_factory=Loss)
-    micro_batch_tokens: int = 8192
+    micro_batch_tokens: int = 2048
     """Tokens, padding included, that pass through the model at once."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Compute type; master weights of whatever trains are float32 always."""
