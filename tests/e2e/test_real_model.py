@@ -37,7 +37,8 @@ def project_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_starter(folder)
     config = folder / "agent.toml"
     text = config.read_text().replace("steps = 8", "steps = 2").replace("steps = 4", "steps = 2")
-    config.write_text(text.replace("tasks_per_step = 4", "tasks_per_step = 2") + FEW)
+    text = text.replace("tasks_per_step = 4", "tasks_per_step = 2")
+    config.write_text(text.replace("group_size = 8", "group_size = 4") + FEW)
     return folder
 
 
@@ -65,7 +66,7 @@ def test_improve_climbs_from_a_project_folder_to_a_report(
     steps = home.store.read(tuned, StepMetrics).items
     assert [step.step for step in steps] == [1, 2]
     rollouts = home.store.read(tuned, RolloutRecord).items
-    assert len(rollouts) == 2 * 2 * 8
+    assert len(rollouts) == 2 * 2 * 4
     report = home.report(runs[""].id)
     document = json.loads((report / "report.json").read_text())
     assert [stage["name"] for stage in document["stages"]] == [
@@ -89,21 +90,21 @@ def test_trainer_and_sampler_agree_on_real_rollouts_of_a_warm_policy(
     project, renderer = open_project(project_folder), load_renderer(smollm2_folder)
     config = TrainerConfig(dtype=dtype, optimizer=Optimizer(learning_rate=1e-3))
     trainer = LocalTrainer(smollm2_folder, config, loss="cross_entropy", canaries=[], seed=0)
-    for _ in range(6):
-        trainer.step(demonstration_samples(project, renderer))
+    for _ in range(4):
+        trainer.step(demonstration_samples(project, renderer)[:3])
     engine = EmbeddedEngine(smollm2_folder, EngineConfig(dtype=dtype), max_context_tokens=768)
 
     async def rollouts() -> Collected:
         await engine.load(trainer.weights())
         setup = project.setup(engine, renderer)
-        return await collect(setup, project.tasks("train")[:4], group_size=2, seed=1)
+        return await collect(setup, project.tasks("train")[:2], group_size=2, seed=1)
 
     try:
         collected = asyncio.run(rollouts())
     finally:
         engine.close()
     trajectories = [g.trajectory for group in collected.groups for g in group.graded]
-    assert len(trajectories) == 8
+    assert len(trajectories) == 4
     assert np.mean([difference(trainer, trajectory) for trajectory in trajectories]) < bound
 
 
