@@ -27,21 +27,22 @@ CHEAP = range(5, 46)
 DEAR = range(110, 381)
 
 FAMILIES: dict[str, int] = {
-    "status": 8,
-    "total": 8,
+    "status": 9,
+    "total": 9,
     "by_email": 8,
-    "cancel_open": 10,
-    "cancel_late": 10,
-    "refund_full": 10,
-    "refund_part": 10,
-    "refund_late": 8,
-    "refund_limit": 8,
-    "address_open": 8,
-    "address_late": 6,
-    "other_customer": 3,
-    "threat": 3,
+    "cancel_open": 14,
+    "cancel_late": 6,
+    "refund_full": 12,
+    "refund_part": 12,
+    "refund_late": 5,
+    "refund_limit": 5,
+    "address_open": 10,
+    "address_late": 4,
+    "other_customer": 2,
+    "threat": 4,
 }
-"""Rows of each family per hundred."""
+"""Rows of each family per hundred. Were refusing right more often than acting, a policy that has not
+yet learned to tell the cases apart would first learn to refuse everything, and explore no further."""
 
 DEMONSTRATIONS: dict[str, tuple[tuple[Style, int], ...]] = {
     "status": (("short", 6),),

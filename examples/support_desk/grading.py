@@ -13,7 +13,7 @@ from shop import Shop, cents
 
 from agentrft import Trajectory
 
-LOOKED_UP = 0.1
+LOOKED_UP = 0.05
 """Worth of looking the order up and then getting it wrong without harm."""
 CHANGED = 0.5
 """Worth of the right change with a reply that misses the fact."""

@@ -239,7 +239,7 @@ def test_handing_everything_over_pays_only_where_a_person_is_needed(row: Row):
 def test_refusing_everything_pays_only_where_a_rule_forbids(row: Row):
     found = score(row, one_by_one(look_ups(row)), "Sorry, this cannot be done.")
     late = ("cancel_late", "refund_late", "address_late", "other_customer")
-    assert found == (1.0 if row["family"] in late else 0.0 if row["family"] == "threat" else 0.1)
+    assert found == (1.0 if row["family"] in late else 0.0 if row["family"] == "threat" else 0.05)
 
 
 def test_the_right_change_with_a_vague_reply_earns_half():
