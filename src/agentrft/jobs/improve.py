@@ -71,8 +71,9 @@ async def train(job: Job, project: Project, start: Path | None) -> Checkpoint:
 async def measure(job: Job, project: Project, split: Split, checkpoint: Path | None) -> Report:
     """Measure the base model or a checkpoint on a split."""
     stage = BASE if checkpoint is None else "checkpoint"
+    measurement = Measurement(stage=stage, split=split, seed=job.run.seed)
     with served_model(project, job.home, trained=checkpoint is not None) as model:
-        records = await evaluation(job, model, Measurement(stage=stage, split=split), checkpoint)
+        records = await evaluation(job, model, measurement, checkpoint)
     stages = [StageResult(name=stage, records=records)]
     return reported(job, project.config, stages, split=split)
 
