@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from agentrft.core.errors import SamplerError
-from agentrft.inference.embedded.cache import Cache, Row
+from agentrft.inference.embedded.cache import Cache, Chunk, Row
 from agentrft.inference.embedded.shape import Rope, Shape
 
 SHAPE = Shape(
@@ -46,7 +46,7 @@ def ids(*parts: range) -> NDArray[np.int64]:
 
 def fill(cache: Cache, row: Row) -> None:
     """Stand in for the network: the key of a token is its id."""
-    cache.reserve([row])
+    cache.reserve([Chunk(row, row.computed, row.length)])
     for position in range(row.computed, row.length):
         own = position - row.leaning
         for layer in range(SHAPE.layers):
@@ -160,4 +160,4 @@ def test_short_memory_drops_idle_rows_and_then_says_what_is_too_much() -> None:
     too_long = ids(range(900, 1000), range(900))
     cache.take(too_long, cache.match(too_long))
     with pytest.raises(SamplerError, match=r"4 sequences of up to 1000 tokens.*max_sequences"):
-        cache.reserve(cache.rows)
+        cache.reserve([Chunk(row, 0, row.length) for row in cache.rows])

@@ -299,3 +299,37 @@ def test_other_architectures_load_weights_and_refuse_wrong_ones(
     engine.close()
     assert [c.token_ids for c in loaded] == [c.token_ids for c in alone(tmp_path / "second", asks)]
     assert {c.last_version for c in loaded} == {1}
+
+
+def test_guesses_save_steps_and_change_nothing(model_folder: Path) -> None:
+    asks = [request(tokens(30, n), max_tokens=40, seed=n) for n in range(6)]
+    engine = EmbeddedEngine(model_folder, CONFIG, max_context_tokens=CONTEXT)
+    first = together(engine, asks)
+    before = engine.stats
+    again = together(engine, asks)
+    engine.close()
+    assert [c.token_ids for c in again] == [c.token_ids for c in first]
+    for one, other in zip(again, first, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    assert engine.stats.accepted_tokens - before.accepted_tokens > 6 * 20
+    assert engine.stats.decode_steps - before.decode_steps < 20
+    assert engine.stats.sampled_tokens == 2 * 6 * 40
+
+
+def test_guesses_stop_at_the_end_of_an_answer_and_of_the_context(model_folder: Path) -> None:
+    engine = EmbeddedEngine(model_folder, CONFIG, max_context_tokens=CONTEXT)
+    prompt = tokens(CONTEXT - 30, 0)
+    (full,) = together(engine, [request(prompt, max_tokens=99)])
+    assert len(full.token_ids) == 30
+    for length in range(1, 30, 4):
+        (short,) = together(engine, [request(prompt, max_tokens=length)])
+        assert short.token_ids == full.token_ids[:length]
+        stop = SampleRequest(
+            prompt_ids=tuple(prompt), max_tokens=99, stop_token_ids=(full.token_ids[length],)
+        )
+        (stopped,) = together(engine, [stop])
+        ends = full.token_ids.index(full.token_ids[length]) + 1
+        assert stopped.token_ids == full.token_ids[:ends]
+        assert len(stopped.logprobs) == ends
+    engine.close()
+    assert engine.stats.accepted_tokens > 100

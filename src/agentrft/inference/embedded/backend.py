@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from agentrft.core.config import EngineConfig
-from agentrft.inference.embedded.batch import Batch, Chunk, forward_alone
-from agentrft.inference.embedded.cache import Cache, Ids, Match, Row
+from agentrft.inference.embedded.batch import Batch, forward_alone
+from agentrft.inference.embedded.cache import Cache, Chunk, Ids, Match, Row
 from agentrft.inference.embedded.device import choose_device, choose_dtype, memory_beside
 from agentrft.inference.embedded.network import open_network
 from agentrft.inference.embedded.shape import read_shape
@@ -33,7 +33,7 @@ class Book(Protocol):
     def match(self, ids: Ids) -> Match: ...
     def take(self, ids: Ids, match: Match) -> Row: ...
     def release(self, row: Row) -> None: ...
-    def reserve(self, rows: Iterable[Row]) -> None: ...
+    def reserve(self, chunks: Iterable[Chunk]) -> None: ...
     def clear(self) -> None: ...
 
 
@@ -46,12 +46,20 @@ class Backend(Protocol):
     @property
     def vocabulary(self) -> int: ...
 
+    @property
+    def rewinds(self) -> bool:
+        """Whether computed tokens can be taken back, so that guesses may be tried."""
+        ...
+
     def share(self, chunks: list[Chunk], threads: int) -> list[list[Chunk]]:
         """Split a step among at most `threads` lanes, each of which calls `compute`."""
         ...
 
-    def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Row], Tensor]:
-        """Compute the chunks; return rows whose known tokens end there, and their logits_SV."""
+    def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], Tensor]:
+        """Compute the chunks; return those that end, and logits_SV for drawing after them.
+
+        A chunk with guesses has a row of logits after its last known token and after each guess.
+        """
         ...
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -82,6 +90,7 @@ class FusedBackend:
             max_bytes=left_bytes // 2,
         )
         self.vocabulary = shape.vocabulary
+        self.rewinds = True
 
     def share(self, chunks: list[Chunk], threads: int) -> list[list[Chunk]]:
         """Lanes meet once per step instead of in every operation."""
@@ -89,8 +98,8 @@ class FusedBackend:
         lanes = max(1, min(threads, len(chunks), tokens // _LANE_TOKENS))
         if self.network.device.type != "cpu" or lanes == 1:
             return [chunks]
-        decode = sorted((c for c in chunks if c.tokens == 1), key=lambda c: c.row.index)
-        prompts = sorted((c for c in chunks if c.tokens > 1), key=lambda c: -c.tokens)
+        decode = sorted((c for c in chunks if c.decodes), key=lambda c: c.row.index)
+        prompts = sorted((c for c in chunks if not c.decodes), key=lambda c: -c.tokens)
         # Neighbouring rows stay together: they are read as one view of the cache.
         parts = [
             decode[len(decode) * i // lanes : len(decode) * (i + 1) // lanes] for i in range(lanes)
@@ -99,18 +108,18 @@ class FusedBackend:
             min(parts, key=lambda part: sum(c.tokens for c in part)).append(chunk)
         return [part for part in parts if part]
 
-    def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Row], Tensor]:
+    def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], Tensor]:
         batch = Batch(self.book, chunks)
         hidden_NE = batch.run(self.network)
-        ends = [
-            (chunk.row, int(last))
-            for chunk, last in zip(batch.chunks, batch.last_N, strict=True)
-            if chunk.stop == chunk.row.length
-        ]
-        if not ends:
+        ended: list[Chunk] = []
+        wanted: list[int] = []
+        for chunk, last in zip(batch.chunks, batch.last_N.tolist(), strict=True):
+            if chunk.ends:
+                ended.append(chunk)
+                wanted += range(last - chunk.drafts, last + 1)
+        if not ended:
             return [], hidden_NE.new_empty(0, self.vocabulary)
-        logits_SV = self.network.logits(hidden_NE[[last for _, last in ends]])
-        return [row for row, _ in ends], logits_SV
+        return ended, self.network.logits(hidden_NE[wanted])
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         scores: list[list[float]] = []

@@ -12,21 +12,8 @@ import torch
 from torch import Tensor
 
 from agentrft.inference.embedded.attention import attend, merge
-from agentrft.inference.embedded.cache import Cache, Row, Trunk
+from agentrft.inference.embedded.cache import Cache, Chunk, Trunk
 from agentrft.inference.embedded.network import Network
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """The next tokens of a row to compute: positions `start` to `stop`."""
-
-    row: Row
-    start: int
-    stop: int
-
-    @property
-    def tokens(self) -> int:
-        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +21,12 @@ class _Span:
     """Decode rows that lie side by side in the cache, and so are read as one view."""
 
     first: int
-    """Packed token of the first row."""
+    """Its first row among the decode rows."""
     count: int
     row: int
     width: int
     """Longest own length."""
-    mask_S1T: Tensor | None
+    mask_SLT: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +35,8 @@ class _Group:
 
     trunk: Trunk
     leaning: int
-    member_S: Tensor | None
-    """Packed tokens; None means all decode rows."""
+    member_N: Tensor | None
+    """Packed tokens; None means all that decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +49,13 @@ class _Prompt:
 
 
 class Batch:
-    """Plan of one pass. Decode chunks (one token) come first, ordered by row."""
+    """Plan of one pass. Decode chunks, all of one width, come first, ordered by row."""
 
     def __init__(self, cache: Cache, chunks: Sequence[Chunk]) -> None:
         self.cache = cache
         self._like = cache.like
-        decode = sorted((c for c in chunks if c.tokens == 1), key=lambda c: c.row.index)
-        prompts = [c for c in chunks if c.tokens > 1]
+        decode = sorted((c for c in chunks if c.decodes), key=lambda c: c.row.index)
+        prompts = [c for c in chunks if not c.decodes]
         self.chunks = [*decode, *prompts]
         """In packed order."""
         ids = np.concatenate([c.row.ids[c.start : c.stop] for c in self.chunks])
@@ -83,7 +70,8 @@ class Batch:
         self.last_N = np.cumsum(counts) - 1
         """Packed position of each chunk's last token."""
         self._slot_NK = self._tensor(slots)
-        self._decode = len(decode)
+        self._width = decode[0].tokens if decode else 0
+        self._decode = len(decode) * self._width
         self._spans = list(self._plan_spans(decode))
         self._groups = list(self._plan_groups(decode))
         self._prompts = self._plan_prompts(prompts)
@@ -102,10 +90,11 @@ class Batch:
             if i < len(decode) and decode[i].row.index == decode[i - 1].row.index + 1:
                 continue
             part = decode[first:i]
-            lengths = torch.tensor([c.stop - c.row.leaning for c in part])
-            width = int(lengths.max())
-            hidden = torch.arange(width) >= lengths[:, None]
-            mask = self._mask(hidden[:, None]) if bool(hidden.any()) else None
+            starts = torch.tensor([c.start - c.row.leaning for c in part])
+            width = int(starts.max()) + self._width
+            seen = starts[:, None] + torch.arange(self._width)
+            hidden = torch.arange(width) > seen[:, :, None]
+            mask = self._mask(hidden) if bool(hidden.any()) else None
             spans.append(_Span(first, i - first, part[0].row.index, width, mask))
             first = i
         return spans
@@ -117,12 +106,13 @@ class Batch:
             trunk = chunk.row.trunk
             if trunk is not None:
                 trunks[id(trunk)] = trunk
-                members.setdefault((id(trunk), chunk.row.leaning), []).append(i)
+                tokens = range(i * self._width, (i + 1) * self._width)
+                members.setdefault((id(trunk), chunk.row.leaning), []).extend(tokens)
         return [
             _Group(
                 trunks[trunk],
                 leaning,
-                None if len(indices) == len(decode) else self._tensor(np.array(indices)),
+                None if len(indices) == self._decode else self._tensor(np.array(indices)),
             )
             for (trunk, leaning), indices in members.items()
         ]
@@ -154,37 +144,38 @@ class Batch:
             parts.append(self._attend_prompt(layer, q_LHD, prompt))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _attend_decode(self, layer: int, q_SHD: Tensor) -> Tensor:
+    def _attend_decode(self, layer: int, q_NHD: Tensor) -> Tensor:
         outputs: list[Tensor] = []
         lses: list[Tensor] = []
+        q_SLHD = q_NHD.unflatten(0, (-1, self._width))
         for span in self._spans:
             rows = slice(span.row, span.row + span.count)
-            output_SH1D, lse_SH1 = attend(
-                q_SHD[span.first : span.first + span.count].unsqueeze(2),
+            output_SHLD, lse_SHL = attend(
+                q_SLHD[span.first : span.first + span.count].transpose(1, 2),
                 self.cache.keys[layer][rows, :, : span.width],
                 self.cache.values[layer][rows, :, : span.width],
-                span.mask_S1T,
+                span.mask_SLT,
             )
-            outputs.append(output_SH1D.squeeze(2))
-            lses.append(lse_SH1.squeeze(2))
-        output_SHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        lse_SH = lses[0] if len(lses) == 1 else torch.cat(lses)
+            outputs.append(output_SHLD.transpose(1, 2).flatten(0, 1))
+            lses.append(lse_SHL.transpose(1, 2).flatten(0, 1))
+        output_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        lse_NH = lses[0] if len(lses) == 1 else torch.cat(lses)
         for group in self._groups:
-            member_S = group.member_S
-            whole = member_S is None
-            shared_SHD, lse_shared_SH = self._attend_trunk(
-                layer, q_SHD if whole else q_SHD[member_S], group.trunk, group.leaning
+            member_N = group.member_N
+            whole = member_N is None
+            shared_NHD, lse_shared_NH = self._attend_trunk(
+                layer, q_NHD if whole else q_NHD[member_N], group.trunk, group.leaning
             )
-            merged_SHD = merge(
-                shared_SHD,
-                lse_shared_SH,
-                output_SHD if whole else output_SHD[member_S],
-                lse_SH if whole else lse_SH[member_S],
+            merged_NHD = merge(
+                shared_NHD,
+                lse_shared_NH,
+                output_NHD if whole else output_NHD[member_N],
+                lse_NH if whole else lse_NH[member_N],
             )
             if whole:
-                return merged_SHD
-            output_SHD[member_S] = merged_SHD
-        return output_SHD
+                return merged_NHD
+            output_NHD[member_N] = merged_NHD
+        return output_NHD
 
     def _attend_trunk(
         self, layer: int, q_LHD: Tensor, trunk: Trunk, leaning: int

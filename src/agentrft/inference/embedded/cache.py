@@ -25,6 +25,8 @@ _TRUNK_STEP = 32
 """Trunk lengths are multiples of this, so that chance agreement does not split groups."""
 _TRUNK_LEAST = 64
 _TRUNKS = 8
+SLACK = 8
+"""Positions beyond the context that guesses may touch."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,10 +54,27 @@ class Row:
     busy: bool = False
     last_used: int = 0
 
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next tokens of a row to compute: positions `start` to `stop`."""
+
+    row: Row
+    start: int
+    stop: int
+    drafts: int = 0
+    """How many of the last tokens are guesses, beyond what the row knows."""
+    decodes: bool = False
+    """Whether the row waits for its next token; otherwise this is a piece of its prompt."""
+
     @property
-    def own_tokens(self) -> int:
-        """Positions this row must be able to hold itself."""
-        return self.length - self.leaning
+    def tokens(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def ends(self) -> bool:
+        """Whether the row's known tokens end here, so that the next can be drawn."""
+        return self.stop - self.drafts == self.row.length
 
 
 @dataclass(slots=True)
@@ -135,9 +154,9 @@ class Cache:
         row.busy, row.length = False, row.computed
         self._touch(row)
 
-    def reserve(self, rows: Iterable[Row]) -> None:
-        """Make room for every token these rows know; idle rows may have to go."""
-        self._make_room(max((row.own_tokens for row in rows), default=0))
+    def reserve(self, chunks: Iterable[Chunk]) -> None:
+        """Make room for what will be computed; idle rows may have to go."""
+        self._make_room(max((c.stop - c.row.leaning for c in chunks), default=0))
 
     @property
     def has_room(self) -> bool:
@@ -214,7 +233,7 @@ class Cache:
         fresh = range(len(kept), count)
         self.rows = [
             *kept,
-            *(Row(index=i, ids=np.zeros(self.max_context_tokens, np.int64)) for i in fresh),
+            *(Row(index=i, ids=np.zeros(self.max_context_tokens + SLACK, np.int64)) for i in fresh),
         ]
 
     def _copy_prefix(self, row: Row, source: Row | Trunk | None, ready: int) -> None:

@@ -25,9 +25,9 @@ from agentrft.core.policy import Weights
 from agentrft.core.protocols import Completion, SampleRequest
 from agentrft.core.trajectory import FinishReason
 from agentrft.inference.embedded.backend import Backend, FusedBackend
-from agentrft.inference.embedded.batch import Chunk
-from agentrft.inference.embedded.cache import Row
+from agentrft.inference.embedded.cache import Chunk, Row
 from agentrft.inference.embedded.device import choose_threads
+from agentrft.inference.embedded.drafts import Drafts, Seen, contexts
 from agentrft.inference.embedded.sampling import draw, uniform
 from agentrft.inference.embedded.shape import FAMILIES, read_config
 
@@ -51,6 +51,9 @@ class EngineStats:
     sampled_tokens: int = 0
     decode_steps: int = 0
     """Forward passes that sampled at least one token."""
+    drafted_tokens: int = 0
+    """Guesses computed along; those accepted saved a step of their sequence each."""
+    accepted_tokens: int = 0
     busy_s: float = 0.0
 
 
@@ -97,6 +100,8 @@ class _Call:
     deadline: float
     """On the monotonic clock."""
     logprobs: list[float] = field(default_factory=list[float])
+    seen: Seen = field(default_factory=Seen)
+    """What followed what in `ids`, for guessing."""
     row: Row | None = None
     cached_tokens: int = -1
     first_version: int = -1
@@ -127,6 +132,7 @@ class EmbeddedEngine:
         self._threads = choose_threads(config.threads)
         self._backend = open_backend(folder, config, max_context_tokens)
         self._book = self._backend.book
+        self._drafts = Drafts()
         self._version = 0
         self._waiting: deque[_Call] = deque()
         self._running: list[_Call] = []
@@ -147,6 +153,8 @@ class EmbeddedEngine:
             cached_tokens=self._cached,
             sampled_tokens=self._sampled,
             decode_steps=self._steps,
+            drafted_tokens=self._drafts.drafted,
+            accepted_tokens=self._drafts.accepted,
             busy_s=self._busy_s,
         )
 
@@ -286,6 +294,7 @@ class EmbeddedEngine:
         self._waiting.extendleft(reversed(self._running))
         self._running.clear()
         self._book.clear()
+        self._drafts.forget()
 
     def _step(self) -> None:
         self._sweep()
@@ -301,31 +310,41 @@ class EmbeddedEngine:
         ]
         # A failure of one lane is raised only when no other writes to the cache any more.
         wait(lanes)
-        drawn = [one for lane in lanes for one in lane.result()]
-        self._sampled += len(drawn)
-        self._steps += bool(drawn)
         for chunk in chunks:
-            chunk.row.computed = chunk.stop
-        for call, token, logprob in drawn:
-            self._accept(call, token, logprob)
+            chunk.row.computed = chunk.stop - chunk.drafts
+        drawn = [one for lane in lanes for one in lane.result()]
+        accepted = 0
+        for chunk, tokens, logprobs in drawn:
+            accepted += self._accept(calls[chunk.row.index], chunk, tokens, logprobs)
+        self._drafts.count(sum(chunk.drafts for chunk, _, _ in drawn), accepted)
+        self._steps += bool(drawn)
 
     def _compute(
         self, chunks: list[Chunk], calls: Mapping[int, _Call], threads: int
-    ) -> list[tuple[_Call, int, float]]:
-        """Run one lane's share of a step; return what it drew for rows whose tokens ended."""
+    ) -> list[tuple[Chunk, list[int], list[float]]]:
+        """Run one lane's share of a step; return what it drew after chunks that ended.
+
+        A chunk with guesses has one draw more than guesses, each as if those before were right.
+        """
         torch.set_num_threads(threads)
         with torch.inference_mode():
-            rows, logits_SV = self._backend.compute(chunks)
-            if not rows:
+            ended, logits_SV = self._backend.compute(chunks)
+            if not ended:
                 return []
-            ready = [calls[row.index] for row in rows]
+            ready = [(calls[c.row.index], i) for c in ended for i in range(c.drafts + 1)]
             tokens, logprobs = draw(
                 logits_SV,
-                temperatures=[call.request.temperature for call in ready],
-                top_ps=[call.request.top_p for call in ready],
-                uniforms=[uniform(call.request.seed, call.sampled) for call in ready],
+                temperatures=[call.request.temperature for call, _ in ready],
+                top_ps=[call.request.top_p for call, _ in ready],
+                uniforms=[uniform(call.request.seed, call.sampled + i) for call, i in ready],
             )
-        return list(zip(ready, tokens, logprobs, strict=True))
+        drawn: list[tuple[Chunk, list[int], list[float]]] = []
+        first = 0
+        for chunk in ended:
+            part = slice(first, first + chunk.drafts + 1)
+            drawn.append((chunk, tokens[part], logprobs[part]))
+            first = part.stop
+        return drawn
 
     def _sweep(self) -> None:
         """Drop calls nobody awaits and finish those out of time."""
@@ -353,35 +372,65 @@ class EmbeddedEngine:
             if call.cached_tokens < 0:
                 call.cached_tokens = match.ready
                 self._cached += match.ready
+                call.seen = contexts(call.ids)
             self._running.append(call)
         self._waiting.extendleft(reversed(deferred))
 
     def _plan(self) -> list[Chunk]:
         """Choose the tokens of this step: all that decode, and prompts up to a budget."""
-        rows = [call.row for call in self._running if call.row is not None]
-        decoding = [row for row in rows if row.length - row.computed == 1]
-        chunks = [Chunk(row, row.computed, row.length) for row in decoding]
+        chunks: list[Chunk] = []
+        decoding = [
+            call
+            for call in self._running
+            if call.row is not None and call.row.length - call.row.computed == 1
+        ]
+        guesses = self._guess(decoding)
+        for call, guess in zip(decoding, guesses, strict=True):
+            row = call.row
+            assert row is not None
+            stop = row.length + len(guess)
+            row.ids[row.length : stop] = guess
+            chunks.append(Chunk(row, row.computed, stop, drafts=len(guess), decodes=True))
         budget = _PREFILL_TOKENS_BESIDE_DECODING if decoding else _PREFILL_TOKENS
-        for row in rows:
-            pending = row.length - row.computed
-            if pending > 1 and budget:
-                tokens = min(pending, budget)
+        for call in self._running:
+            row = call.row
+            if row is not None and row.length - row.computed > 1 and budget:
+                tokens = min(row.length - row.computed, budget)
                 chunks.append(Chunk(row, row.computed, row.computed + tokens))
                 budget -= tokens
                 self._prefilled += tokens
-        self._book.reserve(chunk.row for chunk in chunks)
+        self._book.reserve(chunks)
         return chunks
 
-    def _accept(self, call: _Call, token: int, logprob: float) -> None:
-        row = call.row
-        assert row is not None
+    def _guess(self, calls: list[_Call]) -> list[list[int]]:
+        if not self._backend.rewinds:
+            return [[] for _ in calls]
+        return self._drafts.propose([(call.ids, call.seen) for call in calls])
+
+    def _accept(self, call: _Call, chunk: Chunk, tokens: list[int], logprobs: list[float]) -> int:
+        """Take drawn tokens up to the first that its guess missed; return how many it hit."""
+        row = chunk.row
+        guesses = row.ids[row.length : row.length + chunk.drafts].tolist()
+        for i, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
+            if i and guesses[i - 1] != tokens[i - 1]:
+                return i - 1
+            # What was computed for a guess is the token's own if the guess was right.
+            row.computed = chunk.stop - chunk.drafts + i
+            self._append(call, row, token, logprob)
+            if call.row is None:
+                return i
+        return chunk.drafts
+
+    def _append(self, call: _Call, row: Row, token: int, logprob: float) -> None:
         if call.first_version < 0:
             call.first_version = self._version
         call.ids.append(token)
         call.logprobs.append(logprob)
+        self._sampled += 1
+        self._drafts.learn(call.ids)
         if token in call.request.stop_token_ids:
             self._finish(call, FinishReason.STOP)
-        elif call.sampled == call.request.max_tokens or len(call.ids) == len(row.ids):
+        elif call.sampled == call.request.max_tokens or len(call.ids) == self._max_context_tokens:
             self._finish(call, FinishReason.LENGTH)
         else:
             row.ids[row.length] = token

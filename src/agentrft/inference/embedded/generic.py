@@ -16,8 +16,7 @@ from torch import Tensor
 
 from agentrft.core.config import EngineConfig
 from agentrft.core.errors import ModelError, SamplerError, boundary
-from agentrft.inference.embedded.batch import Chunk
-from agentrft.inference.embedded.cache import Ids, Match, Row
+from agentrft.inference.embedded.cache import Chunk, Ids, Match, Row
 from agentrft.inference.embedded.device import choose_device, choose_dtype, memory_beside
 from agentrft.inference.embedded.shape import read_config
 
@@ -65,7 +64,7 @@ class ConversationBook:
         self._clock += 1
         row.busy, row.length, row.last_used = False, row.computed, self._clock
 
-    def reserve(self, rows: Iterable[Row]) -> None:
+    def reserve(self, chunks: Iterable[Chunk]) -> None:
         """Nothing to do: the architecture's cache grows by itself."""
 
     def clear(self) -> None:
@@ -96,6 +95,7 @@ class TransformersBackend:
         self.model = model.to(device).eval()
         self._device = device
         self.vocabulary: int = self.model.get_input_embeddings().weight.shape[0]
+        self.rewinds = False
         self.book = ConversationBook(
             max_rows=config.max_sequences + (config.cached_sequences or config.max_sequences),
             max_context_tokens=max_context_tokens,
@@ -104,8 +104,8 @@ class TransformersBackend:
     def share(self, chunks: list[Chunk], threads: int) -> list[list[Chunk]]:
         return [chunks]
 
-    def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Row], Tensor]:
-        ended: list[Row] = []
+    def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], Tensor]:
+        ended: list[Chunk] = []
         logits: list[Tensor] = []
         for chunk in chunks:
             row = chunk.row
@@ -117,8 +117,8 @@ class TransformersBackend:
                 use_cache=True,
             )
             self.book.states[row.index] = output.past_key_values
-            if chunk.stop == row.length:
-                ended.append(row)
+            if chunk.ends:
+                ended.append(chunk)
                 logits.append(output.logits[0, -1])
         empty = torch.empty(0, self.vocabulary, device=self._device)
         return ended, torch.stack(logits) if logits else empty

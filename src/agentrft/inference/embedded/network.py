@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from agentrft.core.errors import ModelError, SamplerError
+from agentrft.inference.embedded.cache import SLACK
 from agentrft.inference.embedded.shape import Shape
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -159,7 +160,7 @@ class Network:
     def _rope_tables(self) -> tuple[Tensor, Tensor]:
         shape = self.shape
         frequency_D = torch.tensor(shape.rope.inverse_frequencies(shape.head_dim))
-        angle_PD = torch.arange(shape.context_tokens)[:, None] * frequency_D.float()
+        angle_PD = torch.arange(shape.context_tokens + SLACK)[:, None] * frequency_D.float()
         cos_PD, sin_PD = angle_PD.cos(), angle_PD.sin()
         # Signs of rotate_half folded in: rotated = x * cos + roll(x, D/2) * sin.
         cos_PD = torch.cat([cos_PD, cos_PD], -1)
