@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 _CONTEXT = 3
 _MOST_TOKENS = 3
 """Guessed per sequence and step."""
-_STEP_TOKENS = 96
+_STEP_TOKENS = 64
 """Tokens of a step, guesses included; beyond, compute and no longer memory sets its time."""
 _LEAST_ACCEPTED = 0.3
 """Share of guesses below which they cost more than they save."""
