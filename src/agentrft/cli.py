@@ -38,6 +38,9 @@ runs_app = typer.Typer(help="Runs in the home folder.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(runs_app, name="runs")
 
+INTERRUPTED = 130
+"""Exit code of a run that was asked to stop, as shells use it for Ctrl-C."""
+
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Home folder (else AGENTRFT_HOME, else your user data folder)."),
@@ -299,7 +302,7 @@ def _run(
 
 def _ask_to_stop(stop: asyncio.Event) -> None:
     if stop.is_set():
-        os._exit(130)
+        os._exit(INTERRUPTED)
     print("stopping after the current step; press Ctrl-C again to end at once", file=sys.stderr)
     stop.set()
 
@@ -314,5 +317,8 @@ def main() -> None:
     try:
         app()
     except AgentRFTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        from agentrft.jobs.context import Stopped
+
+        stopped = isinstance(error, Stopped)
+        print(f"{'' if stopped else 'error: '}{error}", file=sys.stderr)
+        sys.exit(INTERRUPTED if stopped else 1)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,20 +43,30 @@ def project_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_improve_climbs_from_a_project_folder_to_a_report(
+def test_improve_survives_an_interruption_and_climbs_to_a_report(
     project_folder: Path, smollm2_folder: Path, tmp_path: Path
 ) -> None:
     models = tmp_path / "home" / "models"
     models.mkdir(parents=True)
     (models / smollm2_folder.name).symlink_to(smollm2_folder)
-    command = [sys.executable, "-c", "from agentrft.cli import main; main()", "improve"]
-    shown = subprocess.run(
-        [*command, str(project_folder), "--home", str(tmp_path / "home")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [
+        *(sys.executable, "-c", "from agentrft.cli import main; main()", "improve"),
+        *(str(project_folder), "--home", str(tmp_path / "home")),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as interrupted:
+        assert interrupted.stdout is not None
+        assert interrupted.stderr is not None
+        for line in interrupted.stdout:
+            if "supervised: steps 1/" in line:
+                interrupted.send_signal(signal.SIGTERM)
+        assert "--resume" in interrupted.stderr.read()
+    assert interrupted.returncode == 130
+
+    shown = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
+    assert "base: holdout" not in shown.stdout
     for stage in ("base", "warm start", "reinforcement"):
         assert stage in shown.stdout
 
