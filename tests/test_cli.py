@@ -1,10 +1,20 @@
 """The command line as a person meets it: in a process of its own, with a home folder of its own."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from agentrft.core.errors import ConfigError
+from agentrft.core.run import Method, Run, RunStatus
+from agentrft.jobs.project import open_project
+from agentrft.jobs.resume import unfinished_run
+from agentrft.jobs.starter import write_starter
+from agentrft.store.codec import from_json, to_json
+from agentrft.store.home import Home
 
 
 def agentrft(home: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -67,3 +77,35 @@ def test_a_new_home_has_no_runs(tmp_path: Path) -> None:
     done = agentrft(tmp_path / "new", "runs", "list")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "new" / "agentrft.db").exists()
+
+
+def test_resuming_nothing_says_so(tmp_path: Path) -> None:
+    agentrft(tmp_path / "home", "init", tmp_path / "library")
+    done = agentrft(tmp_path / "home", "improve", tmp_path / "library", "--resume")
+    assert done.returncode == 1
+    assert "no unfinished improve run" in done.stderr
+
+
+def test_the_home_option_wins_over_the_environment(tmp_path: Path) -> None:
+    done = agentrft(tmp_path / "other", "runs", "list", "--home", tmp_path / "chosen")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "chosen").is_dir()
+    assert not (tmp_path / "other").exists()
+
+
+def test_settings_that_changed_since_refuse_to_resume(tmp_path: Path) -> None:
+    home = Home.open(tmp_path / "home")
+    write_starter(tmp_path / "library")
+    settings = dataclasses.asdict(open_project(tmp_path / "library").config)
+    run = Run(
+        id="run-1",
+        project="library",
+        method=Method.IMPROVE,
+        status=RunStatus.PAUSED,
+        config=from_json(dict[str, Any], to_json(settings)),
+    )
+    home.store.put_run(run)
+    assert unfinished_run(home.store, "library", Method.IMPROVE, settings) == "run-1"
+    changed = {**settings, "limits": {**settings["limits"], "max_turns": 7}}
+    with pytest.raises(ConfigError, match=r"limits\.max_turns"):
+        unfinished_run(home.store, "library", Method.IMPROVE, changed)
