@@ -1,8 +1,8 @@
 """Publishing weights, with proof that the sampler serves them (policy identity check).
 
 Two tests on canary sequences: the sampler's logprobs lie within a bound of the trainer's, and
-they moved the way the trainer's moved since the last publication. The second one sees stale
-weights even when a single step changes less than the rounding of the compute type.
+they moved the way the trainer's moved since the last proof. The second one sees weights that are
+stuck although they still lie within the bound, as soon as the steps add up to more than rounding.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Publisher:
     def __init__(self, sampler: Sampler, *, bound: float) -> None:
         self._sampler = sampler
         self._bound = bound
-        self._previous: tuple[Floats, Floats] | None = None
+        self._anchor: tuple[Floats, Floats] | None = None
 
     async def publish(self, weights: Weights, policy: Policy) -> tuple[Policy, Publication]:
         """Load the weights, prove them, and return the policy that is now served.
@@ -58,36 +58,46 @@ class Publisher:
         scored = await self._sampler.score([canary.token_ids for canary in weights.canaries])
         served = np.concatenate([np.asarray(row) for row in scored])
         trained = np.concatenate([np.asarray(canary.logprobs) for canary in weights.canaries])
-        likely = trained > LIKELY if (trained > LIKELY).any() else np.ones_like(trained, bool)
-        difference = float(np.abs(served - trained)[likely].mean())
+        difference = float(np.abs(served - trained)[_likely(trained)].mean())
         if not difference <= self._bound:
             raise IdentityError(
                 f"the sampler does not serve policy version {weights.version}: canary logprobs differ "
                 f"by {difference:.4f} nats on average, at most {self._bound} is allowed"
             )
-        move = self._move(served, trained, likely)
+        move = self._move(served, trained)
         if move is not None and not 0.5 <= move <= 1.5:
             raise IdentityError(
                 f"the sampler does not serve policy version {weights.version}: since the last "
-                f"publication it followed {move:.0%} of the trainer's move on the canaries"
+                f"proof it followed {move:.0%} of the trainer's move on the canaries"
             )
-        self._previous = (served, trained)
+        if move is not None or self._anchor is None:
+            self._anchor = (served, trained)
         publication = Publication(version=weights.version, mean_difference=difference, move=move)
         return replace(policy, version=weights.version), publication
 
-    def _move(self, served: Floats, trained: Floats, likely: Flags) -> float | None:
-        """Regress the sampler's move on the trainer's; None where rounding noise hides it."""
-        if self._previous is None or self._previous[0].shape != served.shape:
+    def _move(self, served: Floats, trained: Floats) -> float | None:
+        """Regress the sampler's move since the last proof on the trainer's.
+
+        None while rounding hides it; small steps add up until they can be told from noise.
+        """
+        if self._anchor is None or self._anchor[0].shape != served.shape:
             return None
-        served_move = (served - self._previous[0])[likely]
-        trained_move = (trained - self._previous[1])[likely]
+        likely = _likely(self._anchor[1])
+        served_move = (served - self._anchor[0])[likely]
+        trained_move = (trained - self._anchor[1])[likely]
         # Both sides round, and the trainer's own noise would make every sampler look lazy. It is
-        # taken from the last publication, since a stale sampler would pass its lag off as noise.
-        noise = float(((self._previous[0] - self._previous[1])[likely] ** 2).sum())
+        # taken from the last proof, since a stale sampler would pass its lag off as noise.
+        noise = float(((self._anchor[0] - self._anchor[1])[likely] ** 2).sum())
         energy = float(trained_move @ trained_move) - noise
         if energy <= CLEAR_MOVE * noise or energy <= 0.0:
             return None
         return float(served_move @ trained_move) / energy
+
+
+def _likely(logprobs: Floats) -> Flags:
+    """Tokens worth comparing; all, if none is likely."""
+    likely = logprobs > LIKELY
+    return likely if likely.any() else np.ones_like(likely)
 
 
 def refuse_other_versions(groups: Sequence[Group], version: int) -> None:
