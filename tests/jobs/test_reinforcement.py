@@ -6,7 +6,7 @@ import pytest
 from builders import CANARIES, a_job, a_setup, a_trainer, some_tasks, yes_or_no
 
 from agentrft.core.config import ReinforcementConfig
-from agentrft.core.errors import IdentityError, ToolError
+from agentrft.core.errors import IdentityError, StoreError, ToolError
 from agentrft.core.policy import Checkpoint, Weights
 from agentrft.core.protocols import Environment, SampleRequest
 from agentrft.core.run import Event, RolloutRecord, RunStatus, StepMetrics
@@ -103,8 +103,8 @@ def test_a_storm_of_broken_tools_stops_the_run_and_says_why(tmp_path: Path) -> N
 
 
 def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    whole_job, whole = a_job(tmp_path / "whole"), a_trainer()
-    run(whole_job, whole)
+    whole_job, straight = a_job(tmp_path / "whole"), a_trainer()
+    run(whole_job, straight)
 
     job, first = a_job(tmp_path / "cut"), a_trainer()
 
@@ -119,12 +119,35 @@ def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been(tmp_path: Pat
     assert [step.step for step in job.read_all(StepMetrics)] == [1, 2]
 
     again = a_job(tmp_path / "cut")
-    folder = resume_point(again)
+    folder = resume_point(again, whole)
     assert folder is not None
     second = RecordingTrainer.resumed(folder, canaries=CANARIES)
     run(again, second, first_step=second.cursor["step"])
-    assert first.batches + second.batches == whole.batches
+    assert first.batches + second.batches == straight.batches
     assert [step.step for step in again.read_all(StepMetrics)] == [1, 2, 3, 4]
+
+
+def whole(folder: Path) -> None:
+    """Find nothing wrong with a checkpoint."""
+
+
+def test_a_damaged_checkpoint_sends_a_resumed_run_to_the_one_before(tmp_path: Path) -> None:
+    def second_is_damaged(folder: Path) -> None:
+        if folder.name == "step-000004":
+            raise StoreError("checkpoint step-000004: file 'optimizer' is corrupt")
+
+    def all_are_damaged(folder: Path) -> None:
+        raise StoreError(f"checkpoint {folder.name} is corrupt")
+
+    job = a_job(tmp_path)
+    run(job, a_trainer())
+    with pytest.raises(StoreError, match="start a new one.*step-000004"):
+        resume_point(job, all_are_damaged)
+    folder = resume_point(job, second_is_damaged)
+    assert folder is not None
+    assert folder.name == "step-000002"
+    assert [step.step for step in job.read_all(StepMetrics)] == [1, 2]
+    assert "step-000004" in job.read_all(Event)[-1].message
 
 
 def test_records_after_the_last_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
@@ -133,7 +156,7 @@ def test_records_after_the_last_checkpoint_are_dropped_on_resume(tmp_path: Path)
     job.append(
         [Checkpoint(run_id=job.run.id, step=1, path=str(tmp_path / "step-1"), policy_version=1)]
     )
-    assert resume_point(job) == tmp_path / "step-1"
+    assert resume_point(job, whole) == tmp_path / "step-1"
     assert [step.step for step in job.read_all(StepMetrics)] == [1]
 
 

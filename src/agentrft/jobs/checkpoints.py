@@ -2,9 +2,10 @@
 
 import asyncio
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from agentrft.core.errors import StoreError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Trainer
 from agentrft.jobs.context import Job, Stopped
@@ -52,9 +53,26 @@ class CheckpointKeeper:
             shutil.rmtree(old)
 
 
-def resume_point(job: Job) -> Path | None:
-    """Return the newest checkpoint on disk and drop records of later steps; None starts afresh."""
-    checkpoint = job.home.store.latest_checkpoint(job.run.id)
-    step = 0 if checkpoint is None else checkpoint.step
-    job.home.store.rewind(job.run.id, step)
-    return None if checkpoint is None else Path(checkpoint.path)
+def resume_point(job: Job, verify: Callable[[Path], None]) -> Path | None:
+    """Return the newest sound checkpoint and drop records of later steps; None starts afresh.
+
+    `verify` raises StoreError for a damaged folder; then the one before is taken, with a warning.
+    Raises StoreError if none that was written is left whole.
+    """
+    damage: StoreError | None = None
+    for checkpoint in reversed(job.read_all(Checkpoint)):
+        try:
+            verify(Path(checkpoint.path))
+        except StoreError as error:
+            damage = damage or error
+            continue
+        if damage is not None:
+            job.event(
+                f"went back to the checkpoint of step {checkpoint.step}: {damage}", level="warn"
+            )
+        job.home.store.rewind(job.run.id, checkpoint.step)
+        return Path(checkpoint.path)
+    if damage is not None:
+        raise StoreError(f"run {job.run.id} cannot be resumed, start a new one: {damage}")
+    job.home.store.rewind(job.run.id, 0)
+    return None
