@@ -66,6 +66,12 @@ def open_project(folder: Path, *, config_file: str = "agent.toml", preset: str =
             "`agentrft init NAME` writes a working example"
         )
     config = load_project_config(path, preset or None)
+    methods = config.methods
+    if methods.supervised.trainer.adapter != methods.reinforcement.trainer.adapter:
+        raise ConfigError(
+            f"{path}: methods.supervised.trainer.adapter and methods.reinforcement.trainer.adapter "
+            "differ; reinforcement goes on with the warm start's adapter, so make them equal"
+        )
     system = _read_text(folder, config.system) if config.system else ""
     openers: list[OpenEnvironment] = []
     specs: tuple[ToolSpec, ...] = ()
