@@ -24,9 +24,10 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 _PACK_ROWS = 64
 """Batch size the packed layout is chosen for; measured as good from 1 to 512 rows."""
 
-# The pair that PyTorch's own compiler emits for linear layers on CPUs; it has no public name.
-_pack_linear = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001
-_packed_linear = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
+
+def _packed_linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    # With `pack`'s call, what PyTorch's own compiler emits for linear layers on CPUs: no public name.
+    return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")  # noqa: SLF001
 
 
 class Projection:
@@ -35,11 +36,12 @@ class Projection:
     def __init__(self, outputs: int, inputs: int, *, bias: bool, like: Tensor) -> None:
         self.weight_OI = like.new_empty(outputs, inputs)
         self.bias_O = like.new_zeros(outputs) if bias else None
-        self._packable = like.device.type == "cpu" and like.dtype == torch.bfloat16
+        on_cpu = like.device.type == "cpu" and like.dtype == torch.bfloat16
+        self._packable = on_cpu and torch.backends.mkldnn.is_available()
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         if self.weight_OI.is_mkldnn:
-            return _packed_linear(x_NI, self.weight_OI, self.bias_O, "none", [], "")
+            return _packed_linear(x_NI, self.weight_OI, self.bias_O)
         return functional.linear(x_NI, self.weight_OI, self.bias_O)
 
     def unpack(self) -> Tensor:
@@ -51,7 +53,8 @@ class Projection:
     def pack(self) -> None:
         """Bring the weight into the layout that multiplies fastest; packing twice is free."""
         if self._packable and not self.weight_OI.is_mkldnn:
-            self.weight_OI = _pack_linear(self.weight_OI, _PACK_ROWS)
+            pack = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001
+            self.weight_OI = pack(self.weight_OI, _PACK_ROWS)
 
 
 @dataclass(slots=True)
