@@ -44,10 +44,6 @@ class Progress(Protocol):
         """Open a bar of `total` units."""
         ...
 
-    def say(self, text: str) -> None:
-        """Print a line."""
-        ...
-
 
 class RunningFigures:
     """Mean score and sampled tokens per second since the phase began."""
@@ -113,10 +109,6 @@ class BarProgress:
         with RichProgress(*columns, console=self._console) as bars:
             yield BarPhase(bars, bars.add_task(label, total=total, note=""))
 
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(text, highlight=False)
-
 
 class LinePhase:
     """A few printed lines instead of a bar: at each eighth of the work."""
@@ -159,10 +151,6 @@ class LineProgress:
         """Report a phase of `total` units."""
         yield LinePhase(self._console, label, total)
 
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(text, highlight=False)
-
 
 class SilentPhase:
     """No output."""
@@ -185,6 +173,3 @@ class SilentProgress:
         """Report nothing."""
         del label, total
         yield SilentPhase()
-
-    def say(self, text: str) -> None:
-        """Print nothing."""

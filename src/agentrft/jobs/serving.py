@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from agentrft.core.config import TrainerConfig
 from agentrft.core.protocols import Sampler
@@ -15,7 +14,7 @@ from agentrft.inference.renderer import ChatRenderer, load_renderer
 from agentrft.jobs.project import Project
 from agentrft.rollout.episode import RolloutSetup, prompt_messages, visible_tools
 from agentrft.store.home import Home
-from agentrft.training.trainer import LocalTrainer
+from agentrft.training.trainer import LocalTrainer, LossName
 
 CANARIES = 6
 """Conversations that serve as canary sequences of the policy identity check."""
@@ -42,7 +41,7 @@ class ServedModel:
     def trainer(
         self,
         config: TrainerConfig,
-        loss: Literal["policy_gradient", "cross_entropy"],
+        loss: LossName,
         *,
         seed: int,
         start: Path | None = None,
