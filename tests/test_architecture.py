@@ -31,11 +31,12 @@ MAY_IMPORT = {
     "inference": LEAVES,
     "sandbox": LEAVES,
     "measure": LEAVES,
+    "egress": LEAVES,
     "training": LEAVES,
-    "graders": LEAVES | {"inference", "sandbox"},
-    "rollout": LEAVES | {"inference", "sandbox"},
+    "graders": LEAVES | {"inference", "sandbox", "egress"},
+    "rollout": LEAVES | {"inference", "sandbox", "egress"},
     "optimize": LEAVES | {"measure"},
-    "server": LEAVES | {"store", "measure", "inference"},
+    "server": LEAVES | {"store", "measure", "inference", "egress", "graders", "rollout"},
 }
 MAY_IMPORT["jobs"] = {*MAY_IMPORT, "jobs"} - {"server"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
@@ -45,10 +46,17 @@ ONLY_IN = {
     "torch": ("training/", "inference/embedded/"),
     "transformers": ("training/", "inference/"),
     "peft": ("training/",),
-    "pydantic": ("store/", "rollout/tools.py"),
-    "pydantic_core": ("store/", "rollout/tools.py"),
+    "pydantic": ("store/", "rollout/tools.py", "server/"),
+    "pydantic_core": ("store/", "rollout/tools.py", "server/"),
     "sqlalchemy": ("store/",),
     "alembic": ("store/",),
+    "cryptography": ("store/",),
+    "fastapi": ("server/",),
+    "httpx2": ("egress/", "inference/"),
+    "prometheus_client": ("server/",),
+    "standardwebhooks": ("egress/",),
+    "starlette": ("server/", "inference/"),
+    "uvicorn": ("cli", "inference/"),
 }
 """Library to the rooms that may know it."""
 
@@ -98,7 +106,7 @@ def test_rooms_import_only_what_the_table_allows(path: Path) -> None:
             assert inside.startswith(ONLY_IN.get(top, "")), f"{inside} imports {module}"
 
 
-@pytest.mark.parametrize("module", ["agentrft", "agentrft.core", "agentrft.cli"])
+@pytest.mark.parametrize("module", ["agentrft", "agentrft.core", "agentrft.cli", "agentrft.server"])
 def test_importing_the_front_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@
     |- SamplerError         the engine could not answer
     |- IdentityError        the sampler does not serve the trainer's weights
     `- StoreError           the home folder cannot be read or written
+       `- LeaseLostError    another worker holds the job now; what this one writes is refused
 Code of users may raise anything; `boundary` attributes it. Cancellation passes through untouched.
 """
 
@@ -55,6 +56,10 @@ class IdentityError(AgentRFTError):
 
 class StoreError(AgentRFTError):
     """The home folder cannot be read or written."""
+
+
+class LeaseLostError(StoreError):
+    """Another worker holds the job now, or it ended; nothing this one writes is kept."""
 
 
 @contextmanager

@@ -58,6 +58,8 @@ class Event:
     data: Mapping[str, Any] = field(default_factory=dict[str, Any])
     step: int = 0
     """Optimizer step it belongs to."""
+    kind: Literal["message", "metrics"] = "message"
+    """`metrics` carry a step's numbers in `data`, as the fine-tuning API shows them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""The one way out: every call to an address that a user named."""

@@ -1,0 +1,1 @@
+"""HTTP: the fine-tuning API of the contract. Reaches running work only through the store."""
