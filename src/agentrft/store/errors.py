@@ -4,6 +4,18 @@ from agentrft.core.errors import StoreError
 from agentrft.core.run import Record
 
 
+class NotFoundError(StoreError):
+    """It is not there, or it belongs to another project."""
+
+
+class ConflictError(StoreError):
+    """What is asked does not go with how things stand."""
+
+
+class TooLargeError(StoreError):
+    """More than is kept."""
+
+
 def no_run(run_id: str) -> StoreError:
     """No run of this id."""
     return StoreError(f"no run {run_id!r} in this home; list them or check --home")
