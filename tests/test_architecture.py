@@ -56,7 +56,7 @@ ONLY_IN = {
     "prometheus_client": ("server/",),
     "standardwebhooks": ("egress/",),
     "starlette": ("server/", "inference/"),
-    "uvicorn": ("cli", "inference/"),
+    "uvicorn": ("cli/", "inference/"),
 }
 """Library to the rooms that may know it."""
 

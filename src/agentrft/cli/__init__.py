@@ -1,0 +1,43 @@
+"""The command line: composition root, and the only reader of environment variables.
+
+Heavy imports happen inside commands, so that `--help` answers at once.
+"""
+
+import os
+import sys
+
+import typer
+
+from agentrft.cli import home, project, serve, tenants
+from agentrft.cli.terminal import INTERRUPTED
+
+app = typer.Typer(
+    help="Reinforcement fine-tuning for agents that use tools, on your own machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(project.app)
+app.add_typer(serve.app)
+app.add_typer(tenants.jobs_app, name="jobs")
+app.add_typer(tenants.token_app, name="token")
+app.add_typer(tenants.webhooks_app, name="webhooks")
+app.add_typer(home.models_app, name="models")
+app.add_typer(home.runs_app, name="runs")
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one line and exit code 1."""
+    from agentrft.core.errors import AgentRFTError
+
+    # Spinning OpenMP threads of two processes on the same cores can cost tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except AgentRFTError as error:
+        from agentrft.jobs.context import Stopped
+
+        stopped = isinstance(error, Stopped)
+        print(f"{'' if stopped else 'error: '}{error}", file=sys.stderr)
+        sys.exit(INTERRUPTED if stopped else 1)

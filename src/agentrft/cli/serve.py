@@ -1,0 +1,138 @@
+"""Commands that run for long: serve, worker, and the process that answers chats."""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Annotated
+
+import typer
+
+from agentrft.cli.tenants import DEFAULT_PROJECT
+from agentrft.cli.terminal import HomeOption, ask_to_stop, open_home
+
+app = typer.Typer()
+
+ParentOption = Annotated[int, typer.Option(hidden=True, help="Process to end with.")]
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    workers: Annotated[int, typer.Option(help="Workers to start; 0 leaves it to others.")] = 1,
+    model: Annotated[
+        str, typer.Option(help="What hosted model names stand for here.")
+    ] = "smollm2-135m",
+    alias: Annotated[
+        list[str] | None, typer.Option(help="NAME=MODEL: what jobs call NAME is MODEL here.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Further names under which clients may call.")
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Serve the fine-tuning API, with a worker that does the jobs and a process that answers chats."""
+    import uvicorn
+
+    from agentrft.core.errors import ConfigError
+    from agentrft.inference.chat import ChatClient
+    from agentrft.server.app import ServerSettings, create_app
+    from agentrft.server.children import Child, keep_running
+
+    opened = open_home(home)
+    for entry in alias or ():
+        if not all(entry.partition("=")):
+            raise ConfigError(f"--alias {entry!r}: write NAME=MODEL, e.g. my-agent=smollm2-135m")
+    aliases = dict(entry.split("=", 1) for entry in alias or ())
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        default_model=model,
+        aliases=aliases,
+        allowed_hosts=tuple(allow_host or ()),
+    )
+    if opened.access.is_empty():
+        from agentrft.store.access import Role
+
+        opened.access.create_project(DEFAULT_PROJECT)
+        _, token = opened.access.create_token(DEFAULT_PROJECT, Role.ADMIN, "first")
+        print(f"first token (admin, shown this once): {token}", flush=True)
+    socket = opened.path / "chat.sock"
+    command = [sys.executable, "-m", "agentrft"]
+    own = ["--home", str(opened.path), "--parent", str(os.getpid())]
+    children = [Child(name="chat", command=[*command, "chat-process", *own])]
+    children += [
+        Child(name=f"worker {number}", command=[*command, "worker", *own])
+        for number in range(workers)
+    ]
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(opened, settings, ChatClient(socket)),
+            host=host,
+            port=port,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        running = [asyncio.create_task(keep_running(child, stop)) for child in children]
+        print(f"AgentRFT serves http://{host}:{port}/v1", flush=True)
+        try:
+            await server.serve()
+        finally:
+            stop.set()
+            await asyncio.gather(*running)
+
+    asyncio.run(run())
+    opened.close()
+
+
+@app.command()
+def worker(
+    home: HomeOption = None,
+    parent: ParentOption = 0,
+) -> None:
+    """Do fine-tuning jobs of this home until told to stop; several may run, on several machines."""
+    from agentrft.jobs.worker import WorkerConfig, work
+
+    opened = open_home(home)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        _end_with_parent(parent)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, ask_to_stop, stop)
+        await work(opened, WorkerConfig(), stop)
+
+    asyncio.run(run())
+    opened.close()
+
+
+@app.command(hidden=True)
+def chat_process(home: HomeOption = None, parent: ParentOption = 0) -> None:
+    """Answer chats for the server, over a socket in the home folder."""
+    from agentrft.core.config import EngineConfig
+    from agentrft.inference.service import serve_chat
+
+    opened = open_home(home)
+    _end_with_parent(parent)
+    serve_chat(opened.path / "chat.sock", opened.models, EngineConfig(max_sequences=16))
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ask this process to end when the server that started it is gone, even by SIGKILL."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
