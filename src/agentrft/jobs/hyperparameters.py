@@ -1,0 +1,199 @@
+"""What the hyperparameters of a fine-tuning job come to: `auto` resolved, multipliers applied.
+
+Pure and deterministic; docs/fine_tuning_api.md holds the same rules as a table.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agentrft.core.config import (
+    EvaluationConfig,
+    Limits,
+    Methods,
+    Optimizer,
+    ReinforcementConfig,
+    SupervisedConfig,
+    TrainerConfig,
+)
+from agentrft.core.errors import ConfigError
+from agentrft.core.job import FineTuningMethod, ReinforcementMethod, SupervisedMethod
+
+REINFORCEMENT_RATE = 2e-4
+SUPERVISED_RATE = 1e-3
+"""Learning rates at multiplier 1; the support desk was trained with them."""
+REINFORCEMENT_STEPS = 30
+SUPERVISED_STEPS = 50
+"""Steps that `n_epochs` `auto` aims at."""
+MOST_AUTO_EPOCHS = 10
+VALIDATIONS = 5
+"""Validations that `eval_interval` `auto` aims at."""
+ROLLOUTS_PER_TASK = 8
+"""At `compute_multiplier` 1."""
+EPISODE_STEPS = 10
+"""Model calls of a rollout if the job does not say."""
+TURN_TOKENS: Mapping[str, int] = {"low": 128, "medium": 256, "high": 512}
+"""Sampled tokens in one turn, by `reasoning_effort`."""
+CONTEXT_TOKENS = 4096
+CHECKPOINT_INTERVAL = 1
+"""Steps; a step costs far more than writing an adapter, and a killed worker loses one at most."""
+ROLLOUT_TIMEOUT_S = 1800.0
+"""Wall clock of one rollout; a tool alone may take ten minutes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A job's settings, ready to run."""
+
+    methods: Methods
+    """The job's own method and its evaluation are resolved, the other method is the default."""
+    limits: Limits
+    steps: int
+    """Optimizer steps."""
+    interval: int
+    """Steps between looks at the validation file; see `looks_after`."""
+    shown: Mapping[str, Any]
+    """Hyperparameters by their API names, each with its value."""
+
+    def looks_after(self, step: int) -> bool:
+        """Whether the job validates and offers a checkpoint after this step; the last one does."""
+        return step % self.interval == 0 or step == self.steps
+
+
+def resolve(
+    method: FineTuningMethod,
+    *,
+    train_rows: int,
+    validation_rows: int,
+    model_context_tokens: int = CONTEXT_TOKENS,
+) -> Resolved:
+    """Resolve a job's hyperparameters over its data.
+
+    Raises ConfigError naming the path of a value that does not fit the data.
+    """
+    limits = Limits(
+        max_context_tokens=min(CONTEXT_TOKENS, model_context_tokens), timeout_s=ROLLOUT_TIMEOUT_S
+    )
+    match method:
+        case SupervisedMethod():
+            return _supervised(method, limits, train_rows)
+        case ReinforcementMethod():
+            return _reinforcement(method, limits, train_rows, validation_rows)
+
+
+def _supervised(method: SupervisedMethod, limits: Limits, rows: int) -> Resolved:
+    batch_size = _batch_size(method, min(max(4, rows // 16), 32), rows)
+    epochs = method.n_epochs or _epochs(SUPERVISED_STEPS, batch_size, rows)
+    multiplier = method.learning_rate_multiplier or 1.0
+    steps = math.ceil(epochs * rows / batch_size)
+    epoch_steps = min(math.ceil(rows / batch_size), steps)
+    config = SupervisedConfig(
+        steps=steps,
+        batch_size=batch_size,
+        trainer=_trainer(SUPERVISED_RATE * multiplier),
+        checkpoint_interval=CHECKPOINT_INTERVAL,
+    )
+    return Resolved(
+        methods=Methods(supervised=config),
+        limits=limits,
+        steps=steps,
+        interval=epoch_steps,
+        shown={
+            "batch_size": batch_size,
+            "learning_rate_multiplier": multiplier,
+            "n_epochs": epochs,
+        },
+    )
+
+
+def _reinforcement(
+    method: ReinforcementMethod, limits: Limits, rows: int, validation_rows: int
+) -> Resolved:
+    if not validation_rows:
+        _refuse_without_validation(method)
+    batch_size = _batch_size(method, 8, rows)
+    epochs = method.n_epochs or _epochs(REINFORCEMENT_STEPS, batch_size, rows)
+    multiplier = method.learning_rate_multiplier or 1.0
+    compute = method.compute_multiplier or 1.0
+    steps = math.ceil(epochs * rows / batch_size)
+    interval = min(method.eval_interval or max(1, _rounded(steps / VALIDATIONS)), steps)
+    samples = method.eval_samples or 1
+    config = ReinforcementConfig(
+        steps=steps,
+        tasks_per_step=batch_size,
+        group_size=min(max(2, _rounded(ROLLOUTS_PER_TASK * compute)), 64),
+        trainer=_trainer(REINFORCEMENT_RATE * multiplier),
+        checkpoint_interval=CHECKPOINT_INTERVAL,
+        validation_interval=interval if validation_rows else 0,
+        validation_tasks=0,
+    )
+    effort = "medium" if method.reasoning_effort == "default" else method.reasoning_effort
+    turns = method.max_episode_steps or EPISODE_STEPS
+    return Resolved(
+        methods=Methods(
+            reinforcement=config,
+            # As the policy acts in training; greedy decoding would hide how often it goes wrong.
+            evaluation=EvaluationConfig(samples_per_task=samples, temperature=config.temperature),
+        ),
+        limits=replace(
+            limits,
+            max_turns=turns,
+            max_tool_calls=2 * turns,
+            max_turn_tokens=TURN_TOKENS[effort],
+            max_tokens=4 * TURN_TOKENS[effort],
+        ),
+        steps=steps,
+        interval=interval,
+        shown={
+            "batch_size": batch_size,
+            "learning_rate_multiplier": multiplier,
+            "n_epochs": epochs,
+            "compute_multiplier": compute,
+            "eval_interval": interval,
+            "eval_samples": samples,
+            "reasoning_effort": effort,
+        },
+    )
+
+
+def _refuse_without_validation(method: ReinforcementMethod) -> None:
+    for name, value in (
+        ("eval_interval", method.eval_interval),
+        ("eval_samples", method.eval_samples),
+    ):
+        if value is not None:
+            raise ConfigError(
+                f"{_path(method, name)} is {value}, but the job has no validation rows; "
+                "give a validation_file or leave it out"
+            )
+
+
+def _batch_size(method: FineTuningMethod, auto: int, rows: int) -> int:
+    if method.batch_size is None:
+        return min(auto, rows)
+    if method.batch_size > rows:
+        raise ConfigError(
+            f"{_path(method, 'batch_size')} is {method.batch_size}, but the training file has "
+            f'{rows} rows; write at most {rows} or "auto"'
+        )
+    return method.batch_size
+
+
+def _epochs(steps: int, batch_size: int, rows: int) -> int:
+    """Return how often to pass through the rows for about so many steps."""
+    return min(max(1, _rounded(steps * batch_size / rows)), MOST_AUTO_EPOCHS)
+
+
+def _trainer(learning_rate: float) -> TrainerConfig:
+    # Every job trains the same adapter, so that one can go on where another ended.
+    return TrainerConfig(optimizer=Optimizer(learning_rate=learning_rate))
+
+
+def _rounded(value: float) -> int:
+    """Round half up; Python's own rounding takes 2.5 to 2."""
+    return math.floor(value + 0.5)
+
+
+def _path(method: FineTuningMethod, name: str) -> str:
+    return f"method.{method.type}.hyperparameters.{name}"
