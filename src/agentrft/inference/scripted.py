@@ -1,11 +1,13 @@
-"""A sampler that replays tokens, so that pipelines run in milliseconds without a model."""
+"""A sampler that replays tokens and a chat that replays answers, in milliseconds without a model."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from agentrft.core.errors import SamplerError
 from agentrft.core.policy import Weights
 from agentrft.core.protocols import Completion, SampleRequest
+from agentrft.core.task import Message, ToolCall
 from agentrft.core.trajectory import FinishReason
+from agentrft.inference.chat import CallDelta, ChatDelta, ChatEnd, ChatFinish, ChatRequest
 
 Script = Sequence[Sequence[int]] | Callable[[SampleRequest], Sequence[int]]
 
@@ -70,3 +72,63 @@ class ScriptedSampler:
     async def load(self, weights: Weights) -> None:
         """Take over the version; tensors are not looked at."""
         self.version = weights.version
+
+
+Answer = Sequence[ChatDelta | ChatEnd]
+
+
+class ScriptedChat:
+    """Answers the n-th request with the n-th list of pieces, or each with a function of it.
+
+    Keeps every request in `requests`. A script of the function form may raise what a test wants.
+    """
+
+    def __init__(
+        self, script: Sequence[Answer] | Callable[[ChatRequest], Answer], *, is_ready: bool = True
+    ) -> None:
+        self.requests: list[ChatRequest] = []
+        self.is_ready = is_ready
+        self._script = script
+
+    async def stream(self, request: ChatRequest) -> AsyncIterator[ChatDelta | ChatEnd]:
+        """Replay the scripted pieces; raises SamplerError when the script has no more."""
+        number = len(self.requests)
+        self.requests.append(request)
+        if callable(self._script):
+            answer = self._script(request)
+        elif number < len(self._script):
+            answer = self._script[number]
+        else:
+            raise SamplerError(f"the script has {len(self._script)} answers, one more was asked")
+        for piece in answer:
+            yield piece
+
+    async def ready(self) -> bool:
+        """Return what the test says."""
+        return self.is_ready
+
+
+def scripted_answer(
+    *pieces: str | ToolCall, finish_reason: ChatFinish | None = None, prompt_tokens: int = 7
+) -> Answer:
+    """Return the pieces of an answer out of texts and calls; each counts as one token."""
+    texts = [piece for piece in pieces if isinstance(piece, str)]
+    calls = [piece for piece in pieces if isinstance(piece, ToolCall)]
+    numbers = {id(call): n for n, call in enumerate(calls)}
+    deltas = [
+        ChatDelta(text=piece)
+        if isinstance(piece, str)
+        else ChatDelta(
+            call=CallDelta(
+                index=numbers[id(piece)], id=piece.id, name=piece.name, arguments=piece.arguments
+            )
+        )
+        for piece in pieces
+    ]
+    end = ChatEnd(
+        message=Message(role="assistant", content="".join(texts), tool_calls=tuple(calls)),
+        finish_reason=finish_reason or ("tool_calls" if calls else "stop"),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=len(pieces),
+    )
+    return (*deltas, end)
