@@ -19,6 +19,8 @@ class Grade:
     explanation: str = ""
     failure: Failure | None = None
     grader: str = ""
+    duration_s: float | None = field(default=None, compare=False)
+    """Wall clock of grading; None if nobody looked at the clock."""
 
     def __post_init__(self) -> None:
         if self.score is not None and not math.isfinite(self.score):

@@ -46,6 +46,8 @@ class Failure:
     where: str
     """The tool, grader or part that failed, e.g. `tool 'get_order'`."""
     message: str
+    code: str = ""
+    """Error family of the fine-tuning contract, e.g. `invalid_variable_error`; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -425,10 +425,12 @@ async def _grade(
     if failure is not None and failure.kind is not FailureKind.MODEL:
         return Grade(score=None, failure=failure, grader=grader.name)
     where = f"grader {grader.name!r}"
+    started = time.monotonic()
     try:
         with boundary(GraderError, where):
             async with asyncio.timeout(GRADER_TIMEOUT_S):
-                return await grader.grade(task, trajectory, environment)
+                grade = await grader.grade(task, trajectory, environment)
+        return replace(grade, duration_s=time.monotonic() - started)
     except GraderError as error:
         failure = Failure(kind=FailureKind.GRADER, where=where, message=str(error))
         return Grade(score=None, failure=failure, grader=grader.name)
