@@ -23,6 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check "pip>=25.1"
 	$(BIN)/pip install --quiet $(TORCH_OPTIONS) $$(grep '^torch==' constraints.txt)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable . --group dev
+	$(BIN)/pip install --quiet --no-deps --target .venv/openai-1.109.1 --upgrade openai==1.109.1 distro==1.9.0 tqdm==4.67.1
 	touch $@
 
 demo: $(STAMP) ## Improve the support desk agent: base, warm start, reinforcement, one report
