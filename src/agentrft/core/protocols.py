@@ -101,12 +101,21 @@ class Grader(Protocol):
 class Trainer(Protocol):
     """Samples in, better weights out."""
 
+    @property
+    def cursor(self) -> Mapping[str, int]:
+        """What `save` was given by the checkpoint that this trainer resumed; else empty."""
+        ...
+
     def step(self, samples: Sequence[Sample]) -> Mapping[str, float]:
         """Make one optimizer step and return its metrics; no samples change nothing."""
         ...
 
     def weights(self) -> Weights:
         """Return the current weights with canaries; the version counts steps taken."""
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return log-probabilities (temperature 1) of every token after the first, per sequence."""
         ...
 
     def save(self, folder: Path, cursor: Mapping[str, int]) -> None:

@@ -1,42 +1,107 @@
-"""When to write checkpoints, how many to keep, and where to go on after a kill."""
+"""When to write checkpoints, which to keep, and where to go on after a kill."""
 
 import asyncio
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from agentrft.core.errors import StoreError
+from agentrft.core.errors import AgentRFTError, StoreError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Trainer
 from agentrft.jobs.context import Job, Stopped
+from agentrft.jobs.following import Follower
 
-KEPT = 2
-"""Checkpoints left on disk; one more than needed, in case the newest is damaged."""
+
+def every_step(step: int) -> bool:
+    """Leave no step out."""
+    return step > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """Which checkpoints stay on disk."""
+
+    newest: int = 2
+    """One more than resuming needs, in case the newest is damaged."""
+    best: int = 0
+    """Those with the highest validation score; later steps win ties, any score beats none."""
+    best_of: Callable[[int], bool] = every_step
+    """Which steps may be among the best."""
+
+    def kept(
+        self, checkpoints: Sequence[Checkpoint], scores: Mapping[int, float]
+    ) -> list[Checkpoint]:
+        """Return those that stay, by step."""
+        by_step = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+        ranked = sorted(
+            (checkpoint for checkpoint in by_step if self.best_of(checkpoint.step)),
+            key=lambda checkpoint: (scores.get(checkpoint.step, float("-inf")), checkpoint.step),
+            reverse=True,
+        )
+        steps = {checkpoint.step for checkpoint in (*by_step[-self.newest :], *ranked[: self.best])}
+        return [checkpoint for checkpoint in by_step if checkpoint.step in steps]
 
 
 class CheckpointKeeper:
-    """Writes a checkpoint every `interval` steps, at the last step, and when asked to stop."""
+    """Writes a checkpoint every `interval` steps, at the last step, and when a run stops early."""
 
-    def __init__(self, job: Job, *, interval: int, last_step: int) -> None:
-        self._job, self._interval, self._last_step = job, interval, last_step
-
-    async def after_step(
-        self, trainer: Trainer, step: int, version: int, metrics: Mapping[str, float]
+    def __init__(
+        self,
+        job: Job,
+        trainer: Trainer,
+        *,
+        interval: int,
+        first_step: int,
+        last_step: int,
+        retention: Retention,
+        follower: Follower,
+        scores: Mapping[int, float],
     ) -> None:
-        """Save if it is time; raises Stopped, after saving, if the user asked to stop."""
-        stopping = self._job.stop.is_set() and step < self._last_step
-        if step % self._interval == 0 or step == self._last_step or stopping:
-            await self._save(trainer, step, version, metrics)
-        if stopping:
+        self._job, self._trainer, self._follower = job, trainer, follower
+        self._interval, self._last_step, self._retention = interval, last_step, retention
+        self._scores = dict(scores)
+        self._saved = first_step
+        self._step, self._version = first_step, 0
+        self._metrics: Mapping[str, float] = {}
+        self._settle()
+
+    def committed(self, step: int, version: int, metrics: Mapping[str, float]) -> None:
+        """Note what the trainer now holds, once its results are stored."""
+        self._step, self._version, self._metrics = step, version, metrics
+
+    def validated(self, step: int, score: float | None) -> None:
+        """Note the validation score that decides which checkpoints are the best."""
+        if score is not None:
+            self._scores[step] = score
+
+    async def after_step(self) -> None:
+        """Save if it is time; raises Stopped, after saving, if the run was asked to stop."""
+        due = self._step % self._interval == 0 or self._step == self._last_step
+        if due and self._step > self._saved and not self._job.abandoned:
+            await self._save()
+        if self._job.stop.is_set() and self._step < self._last_step:
             raise Stopped(
-                f"run {self._job.run.id} was interrupted after step {step}; continue it with --resume"
+                f"run {self._job.run.id} was interrupted after step {self._step}; "
+                "continue it with --resume"
             )
 
-    async def _save(
-        self, trainer: Trainer, step: int, version: int, metrics: Mapping[str, float]
-    ) -> None:
+    @asynccontextmanager
+    async def snapshot_on(self, *reasons: type[AgentRFTError]) -> AsyncIterator[None]:
+        """Save the last committed step if the run ends for one of these reasons."""
+        try:
+            yield
+        except reasons:
+            if self._step > self._saved and not self._job.abandoned:
+                await self._save()
+            raise
+
+    async def _save(self) -> None:
+        step = self._step
         folder = self._job.home.checkpoints(self._job.run.id) / f"step-{step:06d}"
-        await asyncio.to_thread(trainer.save, folder, {"step": step})
+        await asyncio.to_thread(self._trainer.save, folder, {"step": step})
+        score = {"validation_score": self._scores[step]} if step in self._scores else {}
         # The row comes after the complete folder, so a row always names a usable checkpoint.
         self._job.append(
             [
@@ -44,13 +109,24 @@ class CheckpointKeeper:
                     run_id=self._job.run.id,
                     step=step,
                     path=str(folder),
-                    policy_version=version,
-                    metrics=metrics,
+                    policy_version=self._version,
+                    metrics={**self._metrics, **score},
                 )
             ]
         )
-        for old in sorted(folder.parent.glob("step-*"))[:-KEPT]:
-            shutil.rmtree(old)
+        self._saved = step
+        self._settle()
+
+    def _settle(self) -> None:
+        """Drop what need not be kept, folders that no row names included."""
+        whole = [c for c in self._job.read_all(Checkpoint) if Path(c.path).is_dir()]
+        kept = self._retention.kept(whole, self._scores)
+        # Told before the folders go, so that nobody is offered what is gone.
+        self._follower.kept(kept)
+        names = {Path(checkpoint.path).name for checkpoint in kept}
+        for folder in self._job.home.checkpoints(self._job.run.id).glob("step-*"):
+            if folder.name not in names:
+                shutil.rmtree(folder)
 
 
 def resume_point(job: Job, verify: Callable[[Path], None]) -> Path | None:

@@ -34,6 +34,8 @@ class Job:
     run: Run
     progress: Progress
     stop: asyncio.Event
+    abandoned: bool = False
+    """Whether a stop means that nothing more is to be written."""
 
     @classmethod
     def start(
@@ -85,6 +87,11 @@ class Job:
             )
             self.home.store.put_run(run)
         return Job(home=self.home, run=run, progress=self.progress, stop=self.stop)
+
+    def abandon(self) -> None:
+        """Ask the run to stop without a snapshot."""
+        self.abandoned = True
+        self.stop.set()
 
     @property
     def is_done(self) -> bool:

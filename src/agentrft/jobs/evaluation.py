@@ -12,6 +12,7 @@ from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Task
 from agentrft.jobs.context import Job
 from agentrft.rollout.episode import RolloutSetup, run_episode
+from agentrft.store.listing import TrajectorySummary
 
 COMMIT_EVERY = 32
 """Rollouts stored together; an interrupted evaluation loses fewer than this."""
@@ -109,8 +110,20 @@ async def _rollout(
 def stored_records(job: Job, measurement: Measurement) -> list[RolloutRecord]:
     """Read what this run already stored of a measurement."""
     return [
-        record
-        for record in job.read_all(RolloutRecord)
-        if (record.stage, record.split, record.step)
-        == (measurement.stage, measurement.split, measurement.step)
+        job.home.store.trajectory(summary.record_id)
+        for summary in stored_summaries(job, measurement.stage, measurement.split)
+        if summary.step == measurement.step
     ]
+
+
+def stored_summaries(job: Job, stage: str, split: Split) -> list[TrajectorySummary]:
+    """List what this run already stored, without reading tokens."""
+    summaries: list[TrajectorySummary] = []
+    after, more = 0, True
+    while more:
+        page = job.home.store.trajectories(
+            job.run.id, stage=stage, split=split, after=after, limit=1000
+        )
+        summaries += page.items
+        after, more = page.last, page.has_more
+    return summaries

@@ -9,25 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agentrft.core.config import ProjectConfig, TrainerConfig
+from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RolloutRecord, Split, StepMetrics
-from agentrft.jobs.checkpoints import resume_point
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import Project
 from agentrft.jobs.publication import Publisher
 from agentrft.jobs.reinforcement import TaskSets, published, reinforce
-from agentrft.jobs.serving import ServedModel, served_model
+from agentrft.jobs.serving import ServedModel, first_step, served_model
 from agentrft.jobs.supervised import demonstration_samples, imitate
 from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.store.codec import load_config
 from agentrft.store.home import Home
-from agentrft.training.checkpoint import verify_checkpoint
-from agentrft.training.trainer import LocalTrainer, LossName
 
 BASE, WARM, TUNED = "base", "warm start", "reinforcement"
 
@@ -139,7 +136,7 @@ async def warm_start(job: Job, model: ServedModel, start: Path | None) -> Checkp
     if job.is_done:
         return job.checkpoint()
     async with job.running():
-        trainer = resumed_or_new(job, model, config.trainer, "cross_entropy", start)
+        trainer = model.resumed_trainer(job, config.trainer, "cross_entropy", start)
         samples = demonstration_samples(model.project, model.renderer)
         return await imitate(job, trainer, samples, config, first_step=first_step(trainer))
 
@@ -150,7 +147,7 @@ async def reinforcement(job: Job, model: ServedModel, start: Path | None) -> Che
     if job.is_done:
         return job.checkpoint()
     async with job.running():
-        trainer = resumed_or_new(job, model, config.trainer, "policy_gradient", start)
+        trainer = model.resumed_trainer(job, config.trainer, "policy_gradient", start)
         tasks = TaskSets(
             train=model.project.tasks("train"),
             validation=model.project.tasks("validation") if config.validation_interval else (),
@@ -164,21 +161,6 @@ async def reinforcement(job: Job, model: ServedModel, start: Path | None) -> Che
             first_step=first_step(trainer),
             concurrency=model.concurrency,
         )
-
-
-def resumed_or_new(
-    job: Job, model: ServedModel, config: TrainerConfig, loss: LossName, start: Path | None
-) -> LocalTrainer:
-    """Open the trainer where the job was left, else at `start`, else at the base model."""
-    resume = resume_point(job, verify_checkpoint)
-    return model.trainer(
-        config, loss, seed=job.run.seed, resume=resume, start=None if resume else start
-    )
-
-
-def first_step(trainer: LocalTrainer) -> int:
-    """Return the first step still to do; steps that trained nothing count as done."""
-    return trainer.cursor.get("step", 0)
 
 
 def reported(

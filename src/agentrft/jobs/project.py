@@ -16,7 +16,7 @@ from agentrft.core.run import Split
 from agentrft.core.task import Demonstration, Task, ToolSpec
 from agentrft.graders.build import build_grader
 from agentrft.rollout.environment import Environment, python_environment, tool_specs
-from agentrft.rollout.episode import Renderer, RolloutSetup
+from agentrft.rollout.episode import Renderer, RolloutSetup, visible_tools
 from agentrft.rollout.http_tools import combined_environment, http_environment
 from agentrft.store.codec import load_project_config
 from agentrft.store.datasets import read_demonstrations, read_tasks
@@ -32,7 +32,7 @@ class Project:
     open_environment: OpenEnvironment
     grader: Grader
     tools: tuple[ToolSpec, ...]
-    """Tools of the project as a whole; demonstrations without their own use these."""
+    """Tools of the project as a whole; none if every row brings its own."""
 
     def tasks(self, split: Split) -> tuple[Task, ...]:
         """Read a split. Raises DataError naming file, line and field."""
@@ -45,6 +45,10 @@ class Project:
         if not self.config.data.demonstrations:
             return ()
         return read_demonstrations(self.folder / self.config.data.demonstrations)
+
+    def tools_shown(self, task: Task) -> tuple[ToolSpec, ...]:
+        """Return the tools that the model is told about in this row, as a rollout would."""
+        return visible_tools(self.tools or task.tools, task, self.spec.tool_notes)
 
     def setup(self, sampler: Sampler, renderer: Renderer) -> RolloutSetup:
         """Join the project with a model, at policy version 0."""

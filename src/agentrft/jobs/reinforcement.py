@@ -13,9 +13,10 @@ from agentrft.core.protocols import Trainer
 from agentrft.core.run import RolloutRecord, StepMetrics
 from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Task
-from agentrft.jobs.checkpoints import CheckpointKeeper
-from agentrft.jobs.context import Job
-from agentrft.jobs.evaluation import Measurement, evaluate
+from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
+from agentrft.jobs.context import Job, Stopped
+from agentrft.jobs.evaluation import Measurement, evaluate, stored_records, stored_summaries
+from agentrft.jobs.following import Follower, StepResult, ValidationLines, mean_score
 from agentrft.jobs.publication import Publisher, refuse_other_versions
 from agentrft.jobs.supervised import shuffled_batch
 from agentrft.rollout.episode import RolloutSetup
@@ -35,6 +36,8 @@ class TaskSets:
 
     train: Sequence[Task]
     validation: Sequence[Task] = ()
+    validation_samples: int = 1
+    """Rollouts per validation task."""
 
 
 async def reinforce(
@@ -46,49 +49,72 @@ async def reinforce(
     *,
     first_step: int,
     concurrency: int,
+    retention: Retention | None = None,
+    follower: Follower | None = None,
 ) -> Checkpoint:
     """Train the policy on graded rollouts from `first_step` on and return the last checkpoint.
 
     Raises IdentityError if the sampler does not serve the trainer's weights, StormError after
     `max_storm_steps` steps in a row that lost half their groups to infrastructure.
     """
-    keeper = CheckpointKeeper(job, interval=config.checkpoint_interval, last_step=config.steps)
+    follower = follower or ValidationLines(job)
+    validation = Validation(job, tasks, config, concurrency)
+    keeper = CheckpointKeeper(
+        job,
+        trainer,
+        interval=config.checkpoint_interval,
+        first_step=first_step,
+        last_step=config.steps,
+        retention=retention or Retention(),
+        follower=follower,
+        scores=validation.scores(),
+    )
     publisher = Publisher(setup.sampler, bound=config.identity_bound)
     setup, _ = await published(setup, publisher, trainer)
     storms = 0
+
+    async def close(result: StepResult) -> None:
+        result = await validation.after(result, setup)
+        if result.validation is not None:
+            keeper.validated(result.step, mean_score(result.validation))
+        follower.stepped(result)
+
     with job.progress.phase("reinforcement: steps", config.steps - first_step) as phase:
-        for step in range(first_step, config.steps):
-            batch = shuffled_batch(tasks.train, step, config.tasks_per_step, job.run.seed)
-            clock = Clock()
-            collected = await job.unless_stopped(
-                collect(
-                    setup,
-                    batch,
-                    group_size=config.group_size,
-                    seed=derive_seed(job.run.seed, "step", step),
-                    temperature=config.temperature,
-                    concurrency=concurrency,
-                    on_trajectory=phase.rollout,
+        async with keeper.snapshot_on(Stopped, StormError):
+            if validation.is_unfinished(first_step):
+                await close(stored_step(job, first_step))
+            for step in range(first_step, config.steps):
+                batch = shuffled_batch(tasks.train, step, config.tasks_per_step, job.run.seed)
+                clock = Clock()
+                collected = await job.unless_stopped(
+                    collect(
+                        setup,
+                        batch,
+                        group_size=config.group_size,
+                        seed=derive_seed(job.run.seed, "step", step),
+                        temperature=config.temperature,
+                        concurrency=concurrency,
+                        on_trajectory=phase.rollout,
+                    )
                 )
-            )
-            clock.mark("rollout")
-            storms = _count_storm(job, collected, config, storms, step + 1)
-            refuse_other_versions(collected.groups, setup.policy.version)
-            samples = [
-                sample
-                for group in collected.groups
-                for sample in centred(group, temperature=config.temperature)
-            ]
-            trained = await asyncio.to_thread(trainer.step, samples)
-            clock.mark("training")
-            setup, identity = await published(setup, publisher, trainer)
-            clock.mark("publication")
-            metrics = {**trained, **rollout_metrics(collected), **identity, **clock.seconds}
-            _commit(job, step + 1, collected, metrics)
-            await keeper.after_step(trainer, step + 1, setup.policy.version, metrics)
-            if config.validation_interval and (step + 1) % config.validation_interval == 0:
-                await _validate(job, setup, tasks.validation, config, step + 1, concurrency)
-            phase.advance()
+                clock.mark("rollout")
+                storms = _count_storm(job, collected, config, storms, step + 1)
+                refuse_other_versions(collected.groups, setup.policy.version)
+                samples = [
+                    sample
+                    for group in collected.groups
+                    for sample in centred(group, temperature=config.temperature)
+                ]
+                trained = await asyncio.to_thread(trainer.step, samples)
+                clock.mark("training")
+                setup, identity = await published(setup, publisher, trainer)
+                clock.mark("publication")
+                metrics = {**trained, **rollout_metrics(collected), **identity, **clock.seconds}
+                result = _commit(job, step + 1, collected, metrics)
+                keeper.committed(step + 1, setup.policy.version, metrics)
+                await close(result)
+                await keeper.after_step()
+                phase.advance()
     return job.checkpoint()
 
 
@@ -139,7 +165,7 @@ def _count_storm(
     return storms + 1
 
 
-def _commit(job: Job, step: int, collected: Collected, metrics: Mapping[str, float]) -> None:
+def _commit(job: Job, step: int, collected: Collected, metrics: Mapping[str, float]) -> StepResult:
     """Store the step's metrics and every rollout, lost ones included, in one transaction."""
     rollouts = [
         RolloutRecord(
@@ -149,29 +175,62 @@ def _commit(job: Job, step: int, collected: Collected, metrics: Mapping[str, flo
         for graded in (*group.graded, *group.dropped)
     ]
     job.append([StepMetrics(step=step, values=metrics), *rollouts])
+    return StepResult(step=step, metrics=metrics, train=rollouts)
 
 
-async def _validate(
-    job: Job,
-    setup: RolloutSetup,
-    tasks: Sequence[Task],
-    config: ReinforcementConfig,
-    step: int,
-    concurrency: int,
-) -> None:
-    records = await evaluate(
-        job,
-        setup,
-        tasks,
-        EvaluationConfig(temperature=config.temperature, tasks=config.validation_tasks),
-        Measurement(stage=STAGE, split="validation", step=step, seed=job.run.seed),
-        concurrency=concurrency,
-    )
-    scores = [r.graded.grade.score for r in records if r.graded.grade.score is not None]
-    mean = sum(scores) / len(scores) if scores else float("nan")
-    job.event(
-        f"step {step}: validation score {mean:.3f} on {len(scores)} tasks", step=step, score=mean
-    )
+class Validation:
+    """Looks at the validation tasks every `validation_interval` steps and after the last."""
+
+    def __init__(
+        self, job: Job, tasks: TaskSets, config: ReinforcementConfig, concurrency: int
+    ) -> None:
+        self._job, self._config, self._concurrency = job, config, concurrency
+        count = config.validation_tasks or len(tasks.validation)
+        self._tasks = tasks.validation[:count] if config.validation_interval else ()
+        self._evaluation = EvaluationConfig(
+            samples_per_task=tasks.validation_samples, temperature=config.temperature
+        )
+
+    def scores(self) -> dict[int, float]:
+        """Return mean scores by step, as far as they are stored."""
+        scores: dict[int, list[float]] = {}
+        for summary in stored_summaries(self._job, STAGE, "validation"):
+            if summary.score is not None:
+                scores.setdefault(summary.step, []).append(summary.score)
+        return {step: sum(values) / len(values) for step, values in scores.items()}
+
+    def is_unfinished(self, step: int) -> bool:
+        """Whether this step was stored but its validation is not whole."""
+        stored = stored_summaries(self._job, STAGE, "validation")
+        found = sum(summary.step == step for summary in stored)
+        return self._is_due(step) and found < len(self._tasks) * self._evaluation.samples_per_task
+
+    async def after(self, result: StepResult, setup: RolloutSetup) -> StepResult:
+        """Validate if it is time and return the result with what came out."""
+        if not self._is_due(result.step):
+            return result
+        clock = Clock()
+        records = await evaluate(
+            self._job,
+            setup,
+            self._tasks,
+            self._evaluation,
+            Measurement(stage=STAGE, split="validation", step=result.step, seed=self._job.run.seed),
+            concurrency=self._concurrency,
+        )
+        clock.mark("validation")
+        return replace(result, metrics={**result.metrics, **clock.seconds}, validation=records)
+
+    def _is_due(self, step: int) -> bool:
+        interval, last = self._config.validation_interval, self._config.steps
+        return bool(self._tasks) and step > 0 and (step % interval == 0 or step == last)
+
+
+def stored_step(job: Job, step: int) -> StepResult:
+    """Read a step's result back, without its validation."""
+    metrics = next(found for found in job.read_all(StepMetrics) if found.step == step)
+    train = stored_records(job, Measurement(stage=STAGE, split="train", step=step))
+    return StepResult(step=step, metrics=metrics.values, train=train)
 
 
 def rollout_metrics(collected: Collected) -> dict[str, float]:

@@ -1,33 +1,67 @@
 """A model opened for rollouts: files on disk, renderer, engine. Loads torch, so only jobs call it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from agentrft.core.config import TrainerConfig
-from agentrft.core.protocols import Sampler
-from agentrft.core.task import Task
+from agentrft.core.protocols import Sampler, Trainer
+from agentrft.core.task import Message, Task, ToolSpec
 from agentrft.inference.embedded.engine import EmbeddedEngine
-from agentrft.inference.models import ModelFiles, check_memory, resolve
-from agentrft.inference.renderer import ChatRenderer, load_renderer
+from agentrft.inference.models import check_memory, resolve
+from agentrft.inference.renderer import load_renderer
+from agentrft.jobs.checkpoints import resume_point
+from agentrft.jobs.context import Job
 from agentrft.jobs.project import Project
-from agentrft.rollout.episode import RolloutSetup, prompt_messages, visible_tools
+from agentrft.rollout.episode import Renderer, RolloutSetup, prompt_messages
 from agentrft.store.home import Home
+from agentrft.training.checkpoint import verify_checkpoint
 from agentrft.training.trainer import LocalTrainer, LossName
 
 CANARIES = 6
 """Conversations that serve as canary sequences of the policy identity check."""
 
 
+class DemonstrationRenderer(Renderer, Protocol):
+    """A renderer that also renders conversations to imitate."""
+
+    def demonstration(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec]
+    ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """Return the ids of a whole conversation, and True where the model would have sampled."""
+        ...
+
+
+class OpenTrainer(Protocol):
+    """Make a trainer on the base weights of a model."""
+
+    def __call__(
+        self,
+        config: TrainerConfig,
+        *,
+        loss: LossName,
+        canaries: Sequence[Sequence[int]],
+        seed: int,
+        resume: Path | None,
+        start: Path | None,
+    ) -> Trainer:
+        """`resume` continues a checkpoint exactly, `start` takes only its weights."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """A project's model, ready to roll out and to be trained."""
 
-    files: ModelFiles
-    renderer: ChatRenderer
+    renderer: DemonstrationRenderer
     sampler: Sampler
     project: Project
+    open_trainer: OpenTrainer
+    verify: Callable[[Path], None]
+    """Raises StoreError for a damaged checkpoint folder."""
 
     @property
     def concurrency(self) -> int:
@@ -39,39 +73,65 @@ class ServedModel:
         return self.project.setup(self.sampler, self.renderer)
 
     def trainer(
+        self, config: TrainerConfig, loss: LossName, *, seed: int, start: Path | None = None
+    ) -> Trainer:
+        """Open a trainer on the same base weights, with canaries from this project's prompts."""
+        return self._trainer(config, loss, seed, resume=None, start=start)
+
+    def resumed_trainer(
+        self, job: Job, config: TrainerConfig, loss: LossName, start: Path | None
+    ) -> Trainer:
+        """Open the trainer where the job was left, else at `start`, else at the base model."""
+        resume = resume_point(job, self.verify)
+        return self._trainer(
+            config, loss, job.run.seed, resume=resume, start=None if resume else start
+        )
+
+    def _trainer(
         self,
         config: TrainerConfig,
         loss: LossName,
-        *,
         seed: int,
-        start: Path | None = None,
-        resume: Path | None = None,
-    ) -> LocalTrainer:
-        """Open a trainer on the same base weights, with canaries from this project's prompts."""
-        return LocalTrainer(
-            self.files.folder,
+        *,
+        resume: Path | None,
+        start: Path | None,
+    ) -> Trainer:
+        return self.open_trainer(
             config,
             loss=loss,
             canaries=self._canaries(),
             seed=seed,
-            start=start,
             resume=resume,
+            start=start,
         )
 
     def _canaries(self) -> Sequence[tuple[int, ...]]:
         """Whole demonstrations where there are some: text that the policy finds likely."""
-        spec = self.project.spec
         shown = [
             Task(id=demonstration.id, messages=demonstration.messages, tools=demonstration.tools)
             for demonstration in self.project.demonstrations()[:CANARIES]
         ]
         canaries: list[tuple[int, ...]] = []
         for task in shown or self.project.tasks("train")[:CANARIES]:
-            messages = prompt_messages(spec.system, task.messages)
-            tools = visible_tools(self.project.tools, task, spec.tool_notes)
-            token_ids, _ = self.renderer.demonstration(messages, tools)
+            messages = prompt_messages(self.project.spec.system, task.messages)
+            token_ids, _ = self.renderer.demonstration(messages, self.project.tools_shown(task))
             canaries.append(token_ids)
         return canaries
+
+
+class OpenModel(Protocol):
+    """Open a project's model; what tests replace to run without one."""
+
+    def __call__(
+        self, project: Project, home: Home, *, trained: bool
+    ) -> AbstractContextManager[ServedModel]:
+        """Leaving the context frees the model."""
+        ...
+
+
+def first_step(trainer: Trainer) -> int:
+    """Return the first step still to do; steps that trained nothing count as done."""
+    return trainer.cursor.get("step", 0)
 
 
 @contextmanager
@@ -89,10 +149,11 @@ def served_model(project: Project, home: Home, *, trained: bool) -> Iterator[Ser
     )
     try:
         yield ServedModel(
-            files=files,
             renderer=load_renderer(files.folder),
             sampler=engine,
             project=project,
+            open_trainer=partial(LocalTrainer, files.folder),
+            verify=verify_checkpoint,
         )
     finally:
         engine.close()

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from agentrft.core.config import SupervisedConfig
@@ -13,14 +14,23 @@ from agentrft.core.run import StepMetrics
 from agentrft.core.sample import Sample
 from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Task
-from agentrft.inference.renderer import ChatRenderer
-from agentrft.jobs.checkpoints import CheckpointKeeper
-from agentrft.jobs.context import Job
+from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
+from agentrft.jobs.context import Job, Stopped
+from agentrft.jobs.following import Follower, StepResult, ValidationLines
 from agentrft.jobs.project import Project
-from agentrft.rollout.episode import prompt_messages, visible_tools
+from agentrft.jobs.serving import DemonstrationRenderer
+from agentrft.rollout.episode import prompt_messages
 from agentrft.training.credit import imitation
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Demonstrations that are scored every `interval` steps and never imitated."""
+
+    samples: Sequence[Sample]
+    interval: int
 
 
 async def imitate(
@@ -30,29 +40,59 @@ async def imitate(
     config: SupervisedConfig,
     *,
     first_step: int,
+    held_out: HeldOut | None = None,
+    retention: Retention | None = None,
+    follower: Follower | None = None,
 ) -> Checkpoint:
     """Train on demonstrations from `first_step` on and return the last checkpoint."""
-    keeper = CheckpointKeeper(job, interval=config.checkpoint_interval, last_step=config.steps)
+    follower = follower or ValidationLines(job)
+    keeper = CheckpointKeeper(
+        job,
+        trainer,
+        interval=config.checkpoint_interval,
+        first_step=first_step,
+        last_step=config.steps,
+        retention=retention or Retention(),
+        follower=follower,
+        scores={},
+    )
     with job.progress.phase("supervised: steps", config.steps - first_step) as phase:
-        for step in range(first_step, config.steps):
-            batch = shuffled_batch(samples, step, config.batch_size, job.run.seed)
-            metrics = await asyncio.to_thread(trainer.step, batch)
-            job.append([StepMetrics(step=step + 1, values=metrics)])
-            await keeper.after_step(trainer, step + 1, step + 1, metrics)
-            phase.note(f"loss {metrics['loss']:.3f}")
-            phase.advance()
+        async with keeper.snapshot_on(Stopped):
+            for step in range(first_step + 1, config.steps + 1):
+                batch = shuffled_batch(samples, step - 1, config.batch_size, job.run.seed)
+                metrics = await asyncio.to_thread(trainer.step, batch)
+                if held_out and (step % held_out.interval == 0 or step == config.steps):
+                    loss = await asyncio.to_thread(mean_loss, trainer, held_out.samples)
+                    metrics = {**metrics, "validation_loss": loss}
+                job.append([StepMetrics(step=step, values=metrics)])
+                keeper.committed(step, step, metrics)
+                follower.stepped(StepResult(step=step, metrics=metrics))
+                await keeper.after_step()
+                phase.note(f"loss {metrics['loss']:.3f}")
+                phase.advance()
     return job.checkpoint()
 
 
-def demonstration_samples(project: Project, renderer: ChatRenderer) -> list[Sample]:
+def mean_loss(trainer: Trainer, samples: Sequence[Sample]) -> float:
+    """Return the mean negative log-probability of imitated tokens, in nats."""
+    scored = trainer.score([sample.token_ids for sample in samples])
+    logprobs = [
+        logprob
+        for sample, row in zip(samples, scored, strict=True)
+        for logprob, action in zip(row, sample.action_mask[1:], strict=True)
+        if action
+    ]
+    return -sum(logprobs) / len(logprobs)
+
+
+def demonstration_samples(project: Project, renderer: DemonstrationRenderer) -> list[Sample]:
     """Render the project's demonstrations exactly as a rollout would have produced them."""
     samples: list[Sample] = []
     limit = project.spec.limits.max_context_tokens
     for demonstration in project.demonstrations():
         task = Task(id=demonstration.id, messages=demonstration.messages, tools=demonstration.tools)
         messages = prompt_messages(project.spec.system, task.messages)
-        tools = visible_tools(project.tools, task, project.spec.tool_notes)
-        token_ids, action_mask = renderer.demonstration(messages, tools)
+        token_ids, action_mask = renderer.demonstration(messages, project.tools_shown(task))
         if len(token_ids) > limit:
             raise DataError(
                 f"demonstration {demonstration.id!r} has {len(token_ids)} tokens, the limit "

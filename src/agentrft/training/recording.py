@@ -47,6 +47,10 @@ class RecordingTrainer:
             ),
         )
 
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the constant log-probability for every token after the first."""
+        return [[self._logprob] * (len(ids) - 1) for ids in sequences]
+
     def save(self, folder: Path, cursor: Mapping[str, int]) -> None:
         """Write the step count and the cursor as one small file."""
         folder.mkdir(parents=True, exist_ok=True)

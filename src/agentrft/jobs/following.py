@@ -1,0 +1,62 @@
+"""What a training tells whoever follows it: the command line writes a line, the API an event."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from agentrft.core.policy import Checkpoint
+from agentrft.core.run import RolloutRecord
+from agentrft.jobs.context import Job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one step came to; its rollouts are stored already."""
+
+    step: int
+    metrics: Mapping[str, float]
+    """Of the step, and `seconds/validation` if it was followed by one."""
+    train: Sequence[RolloutRecord] = ()
+    validation: Sequence[RolloutRecord] | None = None
+    """None if nothing was validated after this step."""
+
+
+class Follower(Protocol):
+    """Called in step order, on the event loop."""
+
+    def stepped(self, result: StepResult) -> None:
+        """Take note of a step; once per committed step, unless the run is killed between."""
+        ...
+
+    def kept(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Take note of every checkpoint that stays on disk; all others are about to go."""
+        ...
+
+
+class ValidationLines:
+    """Follows for the command line: one event per validation."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def stepped(self, result: StepResult) -> None:
+        """Write the validation score."""
+        if result.validation is None:
+            return
+        score = mean_score(result.validation)
+        scored = sum(record.graded.grade.score is not None for record in result.validation)
+        self._job.event(
+            f"step {result.step}: validation score "
+            f"{'unknown' if score is None else f'{score:.3f}'} on {scored} rollouts",
+            step=result.step,
+            score=score,
+        )
+
+    def kept(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Do nothing."""
+
+
+def mean_score(records: Sequence[RolloutRecord]) -> float | None:
+    """Return the mean over graded rollouts; None if none is graded."""
+    scores = [r.graded.grade.score for r in records if r.graded.grade.score is not None]
+    return sum(scores) / len(scores) if scores else None
