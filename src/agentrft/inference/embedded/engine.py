@@ -10,14 +10,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agentrft.core.config import EngineConfig
 from agentrft.core.errors import SamplerError, boundary
@@ -28,7 +30,7 @@ from agentrft.inference.embedded.backend import Backend, FusedBackend
 from agentrft.inference.embedded.cache import Chunk, Row
 from agentrft.inference.embedded.device import choose_threads
 from agentrft.inference.embedded.drafts import Drafts, Seen, contexts
-from agentrft.inference.embedded.sampling import draw, uniform
+from agentrft.inference.embedded.sampling import Likely, draw, likely, uniform
 from agentrft.inference.embedded.shape import FAMILIES, read_config
 
 T = TypeVar("T")
@@ -55,6 +57,17 @@ class EngineStats:
     """Guesses computed along; those accepted saved a step of their sequence each."""
     accepted_tokens: int = 0
     busy_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledToken:
+    """One token of a stream."""
+
+    token_id: int
+    logprob: float
+    """Under the distribution drawn from, as in `Completion`."""
+    likely: Likely | None
+    """None unless asked for."""
 
 
 class _Reply(Generic[T]):
@@ -89,6 +102,27 @@ class _Reply(Generic[T]):
             return
 
 
+class _Feed(_Reply[Completion]):
+    """A reply whose tokens come first, one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tokens: asyncio.Queue[SampledToken | None] = asyncio.Queue()
+        self._future.add_done_callback(lambda _: self._tokens.put_nowait(None))
+
+    def hear(self, token: SampledToken) -> None:
+        self._settle(lambda: self._tokens.put_nowait(token))
+
+    async def pieces(self) -> AsyncIterator[SampledToken | Completion]:
+        try:
+            while (token := await self._tokens.get()) is not None:
+                yield token
+            yield await self._future
+        finally:
+            self.abandoned = True
+            self._future.cancel()
+
+
 @dataclass(slots=True, eq=False)
 class _Call:
     """One request on its way through the engine."""
@@ -102,6 +136,9 @@ class _Call:
     logprobs: list[float] = field(default_factory=list[float])
     seen: Seen = field(default_factory=Seen)
     """What followed what in `ids`, for guessing."""
+    feed: _Feed | None = None
+    """The reply again, if it wants every token."""
+    top_logprobs: int | None = None
     row: Row | None = None
     cached_tokens: int = -1
     first_version: int = -1
@@ -109,6 +146,16 @@ class _Call:
     @property
     def sampled(self) -> int:
         return len(self.logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What was drawn after a chunk: one token more than guesses, as if those before were right."""
+
+    chunk: Chunk
+    tokens: list[int]
+    logprobs: list[float]
+    likely: list[Likely | None]
 
 
 @dataclass(slots=True)
@@ -163,18 +210,25 @@ class EmbeddedEngine:
 
         Raises SamplerError for a prompt that does not fit and for a failure of the engine.
         """
-        self._check(request)
-        seconds = float("inf") if request.deadline_s is None else request.deadline_s
         reply = _Reply[Completion]()
-        self._post(
-            _Call(
-                request=request,
-                reply=reply,
-                ids=list(request.prompt_ids),
-                deadline=time.monotonic() + seconds,
-            )
-        )
+        self._post(self._call(request, reply))
         return await reply.wait()
+
+    async def stream(
+        self, request: SampleRequest, *, top_logprobs: int | None = None
+    ) -> AsyncIterator[SampledToken | Completion]:
+        """Draw as `sample` does and give out every token at once; the last item is the completion.
+
+        With `top_logprobs`, tokens carry the model's own logprobs and that many alternatives.
+        Closing the iterator cancels the request.
+        """
+        feed = _Feed()
+        call = self._call(request, feed)
+        call.feed, call.top_logprobs = feed, top_logprobs
+        self._post(call)
+        async with aclosing(feed.pieces()) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return log-probabilities (temperature 1) of every token after the first, in nats."""
@@ -201,6 +255,16 @@ class EmbeddedEngine:
             self._inbox.put(None)
         self._thread.join()
         self._lanes.shutdown()
+
+    def _call(self, request: SampleRequest, reply: _Reply[Completion]) -> _Call:
+        self._check(request)
+        seconds = float("inf") if request.deadline_s is None else request.deadline_s
+        return _Call(
+            request=request,
+            reply=reply,
+            ids=list(request.prompt_ids),
+            deadline=time.monotonic() + seconds,
+        )
 
     def _check(self, request: SampleRequest) -> None:
         self._check_ids(request.prompt_ids)
@@ -314,18 +378,15 @@ class EmbeddedEngine:
             chunk.row.computed = chunk.stop - chunk.drafts
         drawn = [one for lane in lanes for one in lane.result()]
         accepted = 0
-        for chunk, tokens, logprobs in drawn:
-            accepted += self._accept(calls[chunk.row.index], chunk, tokens, logprobs)
-        self._drafts.count(sum(chunk.drafts for chunk, _, _ in drawn), accepted)
+        for one in drawn:
+            accepted += self._accept(calls[one.chunk.row.index], one)
+        self._drafts.count(sum(one.chunk.drafts for one in drawn), accepted)
         self._steps += bool(drawn)
 
     def _compute(
         self, chunks: list[Chunk], calls: Mapping[int, _Call], threads: int
-    ) -> list[tuple[Chunk, list[int], list[float]]]:
-        """Run one lane's share of a step; return what it drew after chunks that ended.
-
-        A chunk with guesses has one draw more than guesses, each as if those before were right.
-        """
+    ) -> list[_Drawn]:
+        """Run one lane's share of a step; return what it drew after chunks that ended."""
         torch.set_num_threads(threads)
         with torch.inference_mode():
             ended, logits_SV = self._backend.compute(chunks)
@@ -338,11 +399,12 @@ class EmbeddedEngine:
                 top_ps=[call.request.top_p for call, _ in ready],
                 uniforms=[uniform(call.request.seed, call.sampled + i) for call, i in ready],
             )
-        drawn: list[tuple[Chunk, list[int], list[float]]] = []
+            asked = _likely_where_asked(logits_SV, tokens, [call.top_logprobs for call, _ in ready])
+        drawn: list[_Drawn] = []
         first = 0
         for chunk in ended:
             part = slice(first, first + chunk.drafts + 1)
-            drawn.append((chunk, tokens[part], logprobs[part]))
+            drawn.append(_Drawn(chunk, tokens[part], logprobs[part], asked[part]))
             first = part.stop
         return drawn
 
@@ -407,15 +469,18 @@ class EmbeddedEngine:
             return [[] for _ in calls]
         return self._drafts.propose([(call.ids, call.seen) for call in calls])
 
-    def _accept(self, call: _Call, chunk: Chunk, tokens: list[int], logprobs: list[float]) -> int:
+    def _accept(self, call: _Call, drawn: _Drawn) -> int:
         """Take drawn tokens up to the first that its guess missed; return how many it hit."""
-        row = chunk.row
+        chunk, row = drawn.chunk, drawn.chunk.row
         guesses = row.ids[row.length : row.length + chunk.drafts].tolist()
-        for i, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
-            if i and guesses[i - 1] != tokens[i - 1]:
+        for i, (token, logprob) in enumerate(zip(drawn.tokens, drawn.logprobs, strict=True)):
+            if i and guesses[i - 1] != drawn.tokens[i - 1]:
                 return i - 1
             # What was computed for a guess is the token's own if the guess was right.
             row.computed = chunk.stop - chunk.drafts + i
+            if call.feed is not None:
+                sampled = SampledToken(token_id=token, logprob=logprob, likely=drawn.likely[i])
+                call.feed.hear(sampled)
             self._append(call, row, token, logprob)
             if call.row is None:
                 return i
@@ -456,6 +521,20 @@ class EmbeddedEngine:
             self._running.remove(call)
             self._book.release(call.row)
             call.row = None
+
+
+def _likely_where_asked(
+    logits_SV: Tensor, tokens: Sequence[int], counts: Sequence[int | None]
+) -> list[Likely | None]:
+    """Rows that do not ask cost nothing."""
+    result: list[Likely | None] = [None] * len(tokens)
+    asking = {row: count for row, count in enumerate(counts) if count is not None}
+    if asking:
+        rows = list(asking)
+        found = likely(logits_SV[rows], [tokens[row] for row in rows], list(asking.values()))
+        for row, one in zip(rows, found, strict=True):
+            result[row] = one
+    return result
 
 
 def open_backend(folder: Path, config: EngineConfig, max_context_tokens: int) -> Backend:

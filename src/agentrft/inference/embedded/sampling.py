@@ -5,6 +5,7 @@ Letters: S sequences, V vocabulary, B blocks of the vocabulary, C entries of a b
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,16 @@ _BLOCK = 256
 _NUCLEUS = 512
 _ROWS = 8
 """Rows treated together on a CPU: few enough that their probabilities stay in its cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likely:
+    """What the model itself held likely at a position: temperature 1, all tokens, in nats."""
+
+    logprob: float
+    """Of the token that was drawn."""
+    top: tuple[tuple[int, float], ...]
+    """The likeliest tokens, best first."""
 
 
 def uniform(seed: int, position: int) -> float:
@@ -49,6 +60,19 @@ def draw(
         tokens += token_S.tolist()
         logprobs += logprob_S.tolist()
     return tokens, logprobs
+
+
+def likely(logits_SV: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[Likely]:
+    """Return for each row the log-probability of its token and those of its `count` likeliest."""
+    logprob_SV = logits_SV.log_softmax(-1, dtype=torch.float32)
+    token_S1 = torch.tensor(tokens, device=logits_SV.device)[:, None]
+    drawn = logprob_SV.gather(1, token_S1)[:, 0].tolist()
+    top_SC, index_SC = logprob_SV.topk(max(counts), dim=-1)
+    tops = zip(index_SC.tolist(), top_SC.tolist(), strict=True)
+    return [
+        Likely(logprob=logprob, top=tuple(zip(index[:count], top[:count], strict=True)))
+        for logprob, (index, top), count in zip(drawn, tops, counts, strict=True)
+    ]
 
 
 def _draw_rows(
