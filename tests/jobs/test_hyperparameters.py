@@ -43,7 +43,7 @@ def test_auto_epochs_stay_between_one_and_ten(rows: int, epochs: int) -> None:
 
 
 def test_given_values_are_kept() -> None:
-    given = {
+    given: dict[str, Any] = {
         "batch_size": 16,
         "learning_rate_multiplier": 2.0,
         "n_epochs": 3,
