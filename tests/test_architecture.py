@@ -52,6 +52,7 @@ ONLY_IN = {
     "alembic": ("store/",),
     "cryptography": ("store/",),
     "fastapi": ("server/",),
+    "httpcore2": ("egress/",),
     "httpx2": ("egress/", "inference/"),
     "prometheus_client": ("server/",),
     "standardwebhooks": ("egress/",),

@@ -1,77 +1,58 @@
 """Tools reached by URL, as the agentic fine-tuning contract has them.
 
-A 4xx is the model's to read; 5xx, 429, connection errors and truncated bodies are tried again and
-then drop the rollout. Headers go to the server verbatim and nowhere else.
+A 4xx is the model's to read; what fails otherwise is tried again (`egress/client.py`) and then
+drops the rollout. Headers go to the server verbatim and nowhere else.
 """
 
 import asyncio
 import json
-import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from typing import Any, cast
-from weakref import WeakKeyDictionary
-
-import httpx2
 
 from agentrft.core.config import HttpTool
 from agentrft.core.errors import ConfigError, ToolError, UserError
+from agentrft.core.job import REDACTED
 from agentrft.core.protocols import Environment, OpenEnvironment
 from agentrft.core.task import Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import ToolResult, Trajectory
-from agentrft.rollout.deadline import within
+from agentrft.egress.client import (
+    CALL_TIMEOUT_S,
+    MAX_BODY_BYTES,
+    Endpoint,
+    EndpointReply,
+    Wait,
+    connections,
+    idempotency_key,
+)
+from agentrft.egress.errors import (
+    AddressRefusedError,
+    EndpointError,
+    HeaderRefusedError,
+    TryAgain,
+)
+from agentrft.egress.policy import EgressPolicy
 from agentrft.rollout.environment import Environment as PythonEnvironment
 from agentrft.rollout.environment import PythonEnvironments
 from agentrft.rollout.tools import ArgumentsError, error_result, read_object, unknown_tool
 
-MAX_BODY_BYTES = 1 << 20
-"""Of a request and of a reply."""
-CALL_TIMEOUT_S = 600.0
-"""One call, retries and waiting included."""
-CONNECT_TIMEOUT_S = 5.0
-RETRIES = 3
-FIRST_DELAY_S = 0.5
-LONGEST_DELAY_S = 30.0
-
-Wait = Callable[[float], Awaitable[None]]
-
-
-class _TryAgain(Exception):
-    """The endpoint failed in a way that may pass."""
-
-    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
-
-
-@dataclass
-class _Pool:
-    client: httpx2.AsyncClient
-    borrowers: int = 0
-
 
 class HttpTools:
-    """Opens environments whose tools are URLs; rollouts at the same time share one client."""
+    """Opens environments whose tools are URLs; rollouts at the same time share connections."""
 
     def __init__(
-        self,
-        tools: Sequence[HttpTool],
-        *,
-        wait: Wait = asyncio.sleep,
-        timeout_s: float = CALL_TIMEOUT_S,
+        self, tools: Sequence[HttpTool], *, policy: EgressPolicy, wait: Wait, timeout_s: float
     ) -> None:
+        self.policy = policy
         self.tools = {tool.name: tool for tool in tools}
         if len(self.tools) != len(tools):
             names = [tool.name for tool in tools]
             twice = next(name for name in names if names.count(name) > 1)
             raise ConfigError(f"tools: two entries are named {twice!r}; rename one of them")
-        for tool in tools:
-            _check_entry(tool)
-        self.timeout_s = timeout_s
-        self.wait = wait
-        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+        self.endpoints = {
+            tool.name: _endpoint(tool, policy, wait=wait, timeout_s=timeout_s) for tool in tools
+        }
 
     @property
     def tool_names(self) -> tuple[str, ...]:
@@ -102,33 +83,19 @@ class HttpTools:
                 )
         return tuple(specs)
 
-    def borrow(self) -> httpx2.AsyncClient:
-        """Lend the client of this event loop; it lives while any environment holds it."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._pools:
-            timeout = httpx2.Timeout(self.timeout_s, connect=CONNECT_TIMEOUT_S)
-            limits = httpx2.Limits(max_connections=256, max_keepalive_connections=64)
-            client = httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False)
-            self._pools[loop] = _Pool(client)
-        pool = self._pools[loop]
-        pool.borrowers += 1
-        return pool.client
-
-    async def give_back(self) -> None:
-        """Return the client; the last one to do so closes its connections."""
-        loop = asyncio.get_running_loop()
-        pool = self._pools[loop]
-        pool.borrowers -= 1
-        if pool.borrowers == 0:
-            del self._pools[loop]
-            await pool.client.aclose()
-
 
 def http_environment(
-    tools: Sequence[HttpTool], *, wait: Wait = asyncio.sleep, timeout_s: float = CALL_TIMEOUT_S
+    tools: Sequence[HttpTool],
+    *,
+    policy: EgressPolicy | None = None,
+    wait: Wait = asyncio.sleep,
+    timeout_s: float = CALL_TIMEOUT_S,
 ) -> HttpTools:
-    """Return the opener of tools by URL. `wait` sleeps between retries, in seconds."""
-    return HttpTools(tools, wait=wait, timeout_s=timeout_s)
+    """Return the opener of tools by URL. Raises ConfigError for an entry that can never work.
+
+    `wait` sleeps between retries, in seconds.
+    """
+    return HttpTools(tools, policy=policy or EgressPolicy(), wait=wait, timeout_s=timeout_s)
 
 
 class HttpEnvironment:
@@ -139,7 +106,7 @@ class HttpEnvironment:
         self._task = task
         self._trace_id = trace_id
         self._specs = tools.specs(task)
-        self._client: httpx2.AsyncClient | None = None
+        self._held: AsyncExitStack | None = None
 
     def tool_specs(self) -> tuple[ToolSpec, ...]:
         """Tools of this row, in the order of the config."""
@@ -162,50 +129,50 @@ class HttpEnvironment:
             return error_result(
                 call, f"413: the arguments are too long; at most {MAX_BODY_BYTES} bytes are sent"
             )
-        tool = self._tools.tools[call.name]
-        where = f"tool {tool.name!r} at {_shown_url(tool.server_url)}"
-        limit_s = self._tools.timeout_s
-        async with within(limit_s, ToolError(f"{where} gave no result in {limit_s:g} s")):
-            for retry in range(RETRIES):
-                try:
-                    return await self._send(tool, call, body, where)
-                except _TryAgain as failure:
-                    await self._tools.wait(_delay_s(retry, failure.retry_after_s))
-            try:
-                return await self._send(tool, call, body, where)
-            except _TryAgain as failure:
-                raise ToolError(f"{where} failed {RETRIES + 1} times: {failure}") from failure
-
-    async def _send(self, tool: HttpTool, call: ToolCall, body: bytes, where: str) -> ToolResult:
-        if self._client is None:
-            self._client = self._tools.borrow()
-        headers = httpx2.Headers({"content-type": "application/json"})
-        headers.update(tool.headers)
+        if self._held is None:
+            self._held = AsyncExitStack()
+            await self._held.enter_async_context(connections(self._tools.policy))
+        endpoint = self._tools.endpoints[call.name]
         try:
-            async with self._client.stream(
-                "POST", tool.server_url, content=body, headers=headers
-            ) as response:
-                status = response.status_code
-                if status == 429 or status >= 500:
-                    raise _TryAgain(f"HTTP {status}", _retry_after_s(response.headers))
-                if 300 <= status < 400:
-                    raise ToolError(f"{where} redirects (HTTP {status}); give its final URL")
-                content = await _read(response)
-        except httpx2.HTTPError as error:
-            raise _TryAgain(f"{type(error).__name__}: {error}") from error
-        if content is None:
-            return error_result(
-                call, f"413: the result of {tool.name} is too large (over {MAX_BODY_BYTES} bytes)"
+            return await endpoint.call(
+                body,
+                lambda reply: _result(reply, call, endpoint),
+                key=idempotency_key(self._trace_id, call.id),
             )
-        if status >= 400:
-            return _refused(tool, call, status, content)
-        return _accepted(call, content, where)
+        except EndpointError as error:
+            raise ToolError(str(error)) from error
 
     async def close(self) -> None:
-        """Give the client back; servers are told nothing."""
-        if self._client is not None:
-            self._client = None
-            await self._tools.give_back()
+        """Give the connections back; servers are told nothing."""
+        if self._held is not None:
+            await self._held.aclose()
+            self._held = None
+
+
+def redacted_tools(tools: Sequence[HttpTool]) -> tuple[tuple[HttpTool, ...], dict[str, str]]:
+    """Return the tools without header values, and the values by path, `tools[0].headers.X-Key`."""
+    secrets = {
+        f"tools[{index}].headers.{name}": value
+        for index, tool in enumerate(tools)
+        for name, value in tool.headers.items()
+    }
+    return tools_with_secrets(tools, dict.fromkeys(secrets, REDACTED)), secrets
+
+
+def tools_with_secrets(
+    tools: Sequence[HttpTool], secrets: Mapping[str, str]
+) -> tuple[HttpTool, ...]:
+    """Put header values back where `redacted_tools` took them from."""
+    return tuple(
+        replace(
+            tool,
+            headers={
+                name: secrets.get(f"tools[{index}].headers.{name}", value)
+                for name, value in tool.headers.items()
+            },
+        )
+        for index, tool in enumerate(tools)
+    )
 
 
 class CombinedEnvironment:
@@ -271,19 +238,21 @@ def combined_environment(openers: Sequence[OpenEnvironment]) -> CombinedEnvironm
     return CombinedEnvironments(tuple(openers))
 
 
-def _check_entry(tool: HttpTool) -> None:
-    """Refuse what could only fail later, without repeating a value that may be a secret."""
+def _endpoint(tool: HttpTool, policy: EgressPolicy, *, wait: Wait, timeout_s: float) -> Endpoint:
+    name = f"tool {tool.name!r}"
     try:
-        url = httpx2.URL(tool.server_url)
-    except httpx2.InvalidURL as error:
-        raise ConfigError(f"tool {tool.name!r}: server_url is not a URL") from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"tool {tool.name!r}: server_url must begin with http:// or https://")
-    for name, value in tool.headers.items():
-        if not name or not f"{name}{value}".isascii() or not f"{name}{value}".isprintable():
-            raise ConfigError(
-                f"tool {tool.name!r}: header {name!r} must be printable ASCII, without line breaks"
-            )
+        return Endpoint(
+            name,
+            tool.server_url,
+            headers=tool.headers,
+            policy=policy,
+            timeout_s=timeout_s,
+            wait=wait,
+        )
+    except AddressRefusedError as error:
+        raise ConfigError(f"{name}: server_url {error}") from error
+    except HeaderRefusedError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _request_body(call: ToolCall, trace_id: str, task: Task) -> bytes | None:
@@ -309,77 +278,37 @@ def _request_body(call: ToolCall, trace_id: str, task: Task) -> bytes | None:
     return None
 
 
-async def _read(response: httpx2.Response) -> bytes | None:
-    """Return the body, None if it is larger than a reply may be."""
-    received = bytearray()
-    async for chunk in response.aiter_bytes():
-        received += chunk
-        if len(received) > MAX_BODY_BYTES:
-            return None
-    return bytes(received)
-
-
-def _refused(tool: HttpTool, call: ToolCall, status: int, content: bytes) -> ToolResult:
-    text = content.decode(errors="replace").strip()
-    reply = _as_json(text)
-    if isinstance(reply, dict) and "output" in reply:
-        shown = _text(cast(Mapping[str, Any], reply)["output"])
-    else:
-        shown = text if reply is None else _text(reply)
-    return error_result(call, f"{status}: {_without_headers(shown, tool.headers)}")
-
-
-def _accepted(call: ToolCall, content: bytes, where: str) -> ToolResult:
-    reply = _as_json(content.decode(errors="replace"))
-    if reply is None:
-        raise _TryAgain("the body is not complete JSON")
-    if not isinstance(reply, dict) or "output" not in reply:
-        raise ToolError(f'{where} answered without `output`; reply {{"output": "<text>", ...}}')
-    fields = cast(Mapping[str, Any], reply)
+def _result(reply: EndpointReply, call: ToolCall, endpoint: Endpoint) -> ToolResult:
+    """Read a reply. Raises TryAgain for JSON that is cut off, EndpointError for a wrong form."""
+    if reply.body is None:
+        return error_result(
+            call, f"413: the result of {call.name} is too large (over {MAX_BODY_BYTES} bytes)"
+        )
+    if reply.status >= 400:
+        return error_result(call, f"{reply.status}: {endpoint.redact(_refusal(reply))}")
+    value = reply.parsed()
+    if not isinstance(value, dict) or "output" not in value:
+        raise EndpointError(
+            f'{endpoint.where} answered without `output`; reply {{"output": "<text>", ...}}'
+        )
+    fields = cast(Mapping[str, Any], value)
     if fields.get("call_id", call.id) != call.id:
-        raise ToolError(f"{where} answered another call: sent {call.id!r}, got other `call_id`")
-    return ToolResult(call_id=call.id, name=call.name, content=_text(fields["output"]))
+        raise EndpointError(
+            f"{endpoint.where} answered another call: sent {call.id!r}, got other `call_id`"
+        )
+    content = endpoint.redact(_text(fields["output"]))
+    return ToolResult(call_id=call.id, name=call.name, content=content)
 
 
-def _as_json(text: str) -> object | None:
+def _refusal(reply: EndpointReply) -> str:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+        value = reply.parsed()
+    except TryAgain:
+        return reply.text.strip()
+    if isinstance(value, dict) and "output" in value:
+        return _text(cast(Mapping[str, Any], value)["output"])
+    return _text(value)
 
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _without_headers(text: str, headers: Mapping[str, str]) -> str:
-    """Take out header values that a server echoes: the model and the record must not hold them."""
-    for value in headers.values():
-        for secret in (value, value.rsplit(" ", 1)[-1]):
-            if len(secret) >= 6:
-                text = text.replace(secret, "[redacted]")
-    return text
-
-
-def _shown_url(url: str) -> str:
-    """Return the URL without user, password and query, which may hold secrets."""
-    parsed = httpx2.URL(url)
-    port = f":{parsed.port}" if parsed.port else ""
-    return f"{parsed.scheme}://{parsed.host}{port}{parsed.path}"
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds a server asks to wait; it may give seconds or a date."""
-    value = headers.get("retry-after", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (TypeError, ValueError):
-        return None
-
-
-def _delay_s(retry: int, retry_after_s: float | None) -> float:
-    """Exponential backoff with full jitter; never sooner than the server asks."""
-    jittered_s = random.uniform(0.0, min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**retry))
-    return max(jittered_s, retry_after_s or 0.0)
