@@ -340,6 +340,7 @@ class _Answer:
         return self._frame([choice], None)
 
     def _frame(self, choices: list[wire.ChunkChoice], usage: wire.Usage | None) -> str:
+        usage_field = {"usage": usage} if self._with_usage else {}
         chunk = wire.ChatCompletionChunk(
             id=self._id,
             object="chat.completion.chunk",
@@ -348,9 +349,8 @@ class _Answer:
             choices=choices,
             service_tier="default",
             system_fingerprint=self._model.fingerprint,
+            **usage_field,
         )
-        if self._with_usage:
-            chunk.usage = usage
         return _event(chunk.model_dump_json(exclude_unset=True))
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> wire.Logprobs | None:
@@ -375,15 +375,15 @@ def _assistant(message: Message) -> wire.AssistantReply:
 
 
 def _delta(piece: ChatDelta) -> wire.Delta:
-    delta = wire.Delta()
+    fields: dict[str, Any] = {}
     if piece.text:
-        delta.content = piece.text
+        fields["content"] = piece.text
     if call := piece.call:
         function = wire.FunctionDelta(name=call.name, arguments=call.arguments)
-        delta.tool_calls = [
+        fields["tool_calls"] = [
             wire.CallDeltaReply(index=call.index, id=call.id, type="function", function=function)
         ]
-    return delta
+    return wire.Delta(**fields)
 
 
 def _usage(ends: Sequence[ChatEnd]) -> wire.Usage:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     GetCoreSchemaHandler,
@@ -19,29 +18,16 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from agentrft.core.task import Message, ToolCall, ToolSpec
+from agentrft.server.wire import Body, Metadata, Reply
 
 MAX_CHOICES = 16
 MAX_STOPS = 4
 MAX_TOP_LOGPROBS = 20
 
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]+$", max_length=128)]
+FunctionToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]+$", max_length=128)]
 Stop = Annotated[str, Field(min_length=1)]
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=16),
-]
 ToolMode = Literal["none", "auto", "required"]
 Effort = Literal["default", "none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-
-class Request(BaseModel):
-    """A body whose unknown keys are errors, and whose numbers are numbers."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Reply(BaseModel):
-    """A body that goes out; built by us, so nothing is checked twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +55,21 @@ class Only:
         )
 
 
-class TextPart(Request):
+class TextPart(Body):
     """A piece of text content."""
 
     type: Literal["text"]
     text: str
 
 
-class RefusalPart(Request):
+class RefusalPart(Body):
     """A piece of an assistant's refusal."""
 
     type: Literal["refusal"]
     refusal: str
 
 
-class WrittenFunction(Request):
+class WrittenFunction(Body):
     """The function of a call, as the model wrote it."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -92,7 +78,7 @@ class WrittenFunction(Request):
     """Added by clients that parse; not read."""
 
 
-class WrittenCall(Request):
+class WrittenCall(Body):
     """A call in an earlier assistant message."""
 
     id: Annotated[str, Field(min_length=1)]
@@ -127,7 +113,7 @@ AssistantContent = Annotated[
 ]
 
 
-class SystemMessage(Request):
+class SystemMessage(Body):
     """Instructions. `developer` is rendered as `system`; names are not rendered."""
 
     role: Literal["system", "developer"]
@@ -135,7 +121,7 @@ class SystemMessage(Request):
     name: str | None = None
 
 
-class UserMessage(Request):
+class UserMessage(Body):
     """What the user says, as text. Names are not rendered."""
 
     role: Literal["user"]
@@ -143,7 +129,7 @@ class UserMessage(Request):
     name: str | None = None
 
 
-class AssistantMessage(Request):
+class AssistantMessage(Body):
     """What the model said earlier, as a reply had it. Names are not rendered."""
 
     role: Literal["assistant"]
@@ -158,7 +144,7 @@ class AssistantMessage(Request):
     """Added by clients that parse; not read."""
 
 
-class ToolMessage(Request):
+class ToolMessage(Body):
     """What a tool answered."""
 
     role: Literal["tool"]
@@ -172,44 +158,44 @@ ChatMessage = Annotated[
 ]
 
 
-class FunctionDefinition(Request):
+class FunctionDefinition(Body):
     """A function as the model is told about it."""
 
-    name: ToolName
+    name: FunctionToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
     """Accepted, without effect: calls are read, not constrained while they are written."""
 
 
-class FunctionTool(Request):
+class FunctionTool(Body):
     """A tool that the caller runs."""
 
     type: Literal["function"]
     function: FunctionDefinition
 
 
-class FunctionName(Request):
+class FunctionName(Body):
     """Names one of the request's functions."""
 
     name: str
 
 
-class FunctionChoice(Request):
+class FunctionChoice(Body):
     """The model must call this function."""
 
     type: Literal["function"]
     function: FunctionName
 
 
-class StreamOptions(Request):
+class StreamOptions(Body):
     """What a stream carries beside the text."""
 
     include_usage: bool | None = None
     include_obfuscation: Annotated[Any, Only("streams are not padded", (False,))] = None
 
 
-class ChatCompletionBody(Request):
+class ChatCompletionBody(Body):
     """The body of a chat completion request."""
 
     model: str
