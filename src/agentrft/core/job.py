@@ -166,4 +166,4 @@ class JobState:
     """Unix time of the worker's last sign of life."""
     wish: Wish | None = None
     attempts: int = 0
-    """How often a worker took it up."""
+    """How often a worker took it up since it last got anywhere."""

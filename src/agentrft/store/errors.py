@@ -1,29 +1,34 @@
-"""What every store says when something is not there, or is there already."""
+"""What every store says when something is not there, is there already, or may not be done."""
 
 from agentrft.core.errors import StoreError
 from agentrft.core.run import Record
 
 
 class NotFoundError(StoreError):
-    """It is not there, or it belongs to another project."""
+    """There is nothing of this id, or it belongs to another project."""
 
 
 class ConflictError(StoreError):
-    """What is asked does not go with how things stand."""
+    """What is there forbids what was asked."""
 
 
 class TooLargeError(StoreError):
-    """More than is kept."""
+    """More bytes than are taken in one piece."""
 
 
-def no_run(run_id: str) -> StoreError:
+def no_run(run_id: str) -> NotFoundError:
     """No run of this id."""
-    return StoreError(f"no run {run_id!r} in this home; list them or check --home")
+    return NotFoundError(f"no run {run_id!r} in this home; list them or check --home")
 
 
-def no_trajectory(record_id: int) -> StoreError:
+def no_trajectory(record_id: int) -> NotFoundError:
     """No trajectory of this id."""
-    return StoreError(f"no trajectory {record_id} in this home; a rewind may have removed it")
+    return NotFoundError(f"no trajectory {record_id} in this home; a rewind may have removed it")
+
+
+def no_job(job_id: str) -> NotFoundError:
+    """No job of this id that the caller may see."""
+    return NotFoundError(f"no fine-tuning job {job_id!r}; list the jobs to see their ids")
 
 
 def second_result(run_id: str, record: Record) -> StoreError:

@@ -1,11 +1,17 @@
-"""One home folder: the database, cached models, and a folder per run."""
+"""One home folder: the database, files, secrets, cached models, and a folder per run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentrft.core.errors import StoreError
+from agentrft.core.job import Lease
+from agentrft.store.access import Access
 from agentrft.store.database import Database
+from agentrft.store.outbox import Outbox
+from agentrft.store.queue import JobQueue
+from agentrft.store.replies import Replies
 from agentrft.store.sql import SqlStore
+from agentrft.store.vault import Vault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,13 +20,21 @@ class Home:
 
     path: Path
     store: SqlStore
+    queue: JobQueue
+    outbox: Outbox
+    access: Access
+    replies: Replies
+    vault: Vault
     database: Database
 
     @staticmethod
-    def open(path: Path) -> "Home":
+    def open(path: Path, database_url: str = "", *, vault_key: str = "") -> "Home":
         """Create or open a home folder and bring its database up to date.
 
-        Raises StoreError if the folder cannot be written or the database is of a newer version.
+        The database is a file in the folder, or the PostgreSQL database of a URL. Secrets are
+        sealed with `vault_key`, or with a key file in the folder.
+        Raises StoreError if the folder cannot be written, the database cannot be reached or is of
+        a newer version; ConfigError for a wrong URL.
         """
         path = path.expanduser().resolve()
         try:
@@ -31,8 +45,22 @@ class Home:
                 f"home folder {path} cannot be made ({error.strerror}); "
                 "choose a writable one with --home or AGENTRFT_HOME"
             ) from error
-        database = Database(path / "agentrft.db")
-        return Home(path=path, store=SqlStore(database), database=database)
+        database = Database(database_url or path / "agentrft.db")
+        vault = Vault(path / "vault.key", vault_key)
+        return Home(
+            path=path,
+            store=SqlStore(database),
+            queue=JobQueue(database, vault),
+            outbox=Outbox(database, vault),
+            access=Access(database),
+            replies=Replies(database),
+            vault=vault,
+            database=database,
+        )
+
+    def fenced(self, lease: Lease) -> "Home":
+        """Return this home with a store that refuses every write once the lease is lost."""
+        return replace(self, store=SqlStore(self.database, lease))
 
     @property
     def models(self) -> Path:

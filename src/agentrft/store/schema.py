@@ -13,6 +13,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 HEAD = "0002"
@@ -121,6 +122,10 @@ trajectory_bodies = Table(
 
 # What the fine-tuning API adds. A tenant project is a row of `projects`; ids are random, never paths.
 
+CLAIMABLE = text("worker IS NULL AND status IN ('validating_files', 'queued')")
+LEASED = text("worker IS NOT NULL")
+"""Spelled out, not bound: a partial index serves only the very condition it was made with."""
+
 jobs = Table(
     "jobs",
     metadata,
@@ -138,6 +143,8 @@ jobs = Table(
     Column("lease_expires_at", Float),
     Index("jobs_by_project", "project", "sequence"),
     Index("jobs_by_status", "status", "sequence"),
+    Index("jobs_to_claim", "sequence", sqlite_where=CLAIMABLE, postgresql_where=CLAIMABLE),
+    Index("jobs_by_lease", "lease_expires_at", sqlite_where=LEASED, postgresql_where=LEASED),
     sqlite_autoincrement=True,
 )
 
@@ -175,14 +182,14 @@ outbox = Table(
     Column("webhook_id", Text, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
-    Column("due_at", Float, nullable=False),
+    Column("due_at", Float),
     Column("delivered_at", Float),
     Column("error", Text),
     UniqueConstraint("id", "webhook_id", name="one_delivery_per_webhook"),
-    Index("outbox_by_due", "delivered_at", "due_at"),
+    Index("outbox_by_due", "due_at"),
     sqlite_autoincrement=True,
 )
-"""Written in the transaction that ends a job, so no end goes unannounced."""
+"""Written in the transaction that ends a job, so no end goes unannounced; not due: done or given up."""
 
 files = Table(
     "files",

@@ -1,23 +1,25 @@
-"""The store over SQLite. Listings read summary columns; whole records are compressed JSON."""
+"""Runs in the database. Listings read summary columns; whole records are compressed JSON."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, select
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import ColumnElement, Connection, Select, Table, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from agentrft.core.grade import Outcome
+from agentrft.core.job import Lease
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Page
 from agentrft.core.run import Event, Record, RolloutRecord, Run, Split, StepMetrics
 from agentrft.core.trajectory import StopReason
 from agentrft.store import schema
 from agentrft.store.codec import from_json, to_json
-from agentrft.store.database import Database
+from agentrft.store.database import Database, upsert
 from agentrft.store.errors import no_run, no_trajectory, second_result
+from agentrft.store.leases import hold
 from agentrft.store.listing import Listing, TrajectorySummary, kind_of, summary_of
 
 R = TypeVar("R", bound=Record)
@@ -28,26 +30,24 @@ _SUMMARY_COLUMNS = [c for c in schema.trajectories.c if c.name != "run_id"]
 
 
 class SqlStore:
-    """`RunStore` in one database file; every call is one transaction."""
+    """`RunStore` in the database; every call is one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, lease: Lease | None = None) -> None:
+        """With a lease, every write raises LeaseLostError once somebody else holds the job."""
         self._database = database
+        self._lease = lease
+
+    @contextmanager
+    def _writing(self) -> Generator[Connection]:
+        with self._database.writing() as connection:
+            if self._lease is not None:
+                hold(connection, self._lease)
+            yield connection
 
     def put_run(self, run: Run) -> None:
         """Insert a run or replace the row of the same id."""
-        columns = {
-            "id": run.id,
-            "project": run.project,
-            "method": run.method.value,
-            "status": run.status.value,
-            "created_at": run.created_at,
-            "record": to_json(run),
-        }
-        project = sqlite.insert(schema.projects).values(name=run.project, created_at=run.created_at)
-        row = sqlite.insert(schema.runs).values(columns)
-        with self._database.writing() as connection:
-            connection.execute(project.on_conflict_do_nothing())
-            connection.execute(row.on_conflict_do_update(index_elements=["id"], set_=columns))
+        with self._writing() as connection:
+            write_run(connection, run)
 
     def run(self, run_id: str) -> Run:
         """Return one run. Raises StoreError if there is none of this id."""
@@ -58,10 +58,8 @@ class SqlStore:
 
     def find_run(self, run_id: str) -> Run | None:
         """Return one run, or None if there is none of this id."""
-        query = select(schema.runs.c.record).where(schema.runs.c.id == run_id)
         with self._database.reading() as connection:
-            record = connection.execute(query).scalar()
-        return None if record is None else from_json(Run, record)
+            return read_run(connection, run_id)
 
     def runs(self, project: str | None = None, *, after: int = 0, limit: int = 100) -> Listing[Run]:
         """List runs, newest first."""
@@ -85,14 +83,16 @@ class SqlStore:
 
         Raises StoreError for an unknown run or a step that already has its metrics or checkpoint.
         """
-        with self._database.writing() as connection:
-            if not _exists(connection, run_id):
+        with self._writing() as connection:
+            if not _locked(connection, run_id):
                 raise no_run(run_id)
             for record in records:
                 try:
-                    _insert(connection, run_id, record)
+                    write_record(connection, run_id, record)
                 except IntegrityError as error:
                     raise second_result(run_id, record) from error
+            if self._lease is not None and any(isinstance(r, Checkpoint) for r in records):
+                _note_progress(connection, self._lease)
 
     def read(self, run_id: str, kind: type[R], *, after: int = 0, limit: int = 100) -> Page[R]:
         """Read records of one kind in append order."""
@@ -109,6 +109,38 @@ class SqlStore:
         shown = rows[:limit]
         return Page(
             items=tuple(_decode(kind, row.record) for row in shown),
+            last=shown[-1].sequence if shown else after,
+            has_more=len(rows) > limit,
+        )
+
+    def events(
+        self, run_id: str, *, after: int | None = None, limit: int = 100
+    ) -> Listing[tuple[int, Event]]:
+        """List a run's events with their places, newest first; `after` is the last place seen."""
+        table = schema.events
+        query = select(table.c.sequence, table.c.record).where(table.c.run_id == run_id)
+        if after is not None:
+            query = query.where(table.c.sequence < after)
+        return self._event_listing(query.order_by(table.c.sequence.desc()), after or 0, limit)
+
+    def events_since(
+        self, run_id: str, sequence: int, limit: int = 100
+    ) -> Listing[tuple[int, Event]]:
+        """List what was appended after a place, in append order; for followers."""
+        table = schema.events
+        query = select(table.c.sequence, table.c.record).where(
+            table.c.run_id == run_id, table.c.sequence > sequence
+        )
+        return self._event_listing(query.order_by(table.c.sequence), sequence, limit)
+
+    def _event_listing(
+        self, query: Select[tuple[int, bytes]], after: int, limit: int
+    ) -> Listing[tuple[int, Event]]:
+        with self._database.reading() as connection:
+            rows = connection.execute(query.limit(limit + 1)).all()
+        shown = rows[:limit]
+        return Listing(
+            items=tuple((row.sequence, _decode(Event, row.record)) for row in shown),
             last=shown[-1].sequence if shown else after,
             has_more=len(rows) > limit,
         )
@@ -161,19 +193,66 @@ class SqlStore:
         """Remove every record of a later step, for resuming; return how many of each kind."""
         tables = (schema.events, schema.metrics, schema.checkpoints, schema.trajectories)
         removed: dict[str, int] = {}
-        with self._database.writing() as connection:
+        with self._writing() as connection:
             for table in tables:
                 late = (table.c.run_id == run_id) & (table.c.step > step)
                 removed[table.name] = connection.execute(delete(table).where(late)).rowcount
         return removed
 
 
-def _exists(connection: Connection, run_id: str) -> bool:
-    query = select(func.count()).select_from(schema.runs).where(schema.runs.c.id == run_id)
-    return bool(connection.execute(query).scalar())
+def write_run(connection: Connection, run: Run) -> None:
+    """Insert a run, and its project with it, or replace the row of the same id."""
+    write_project(connection, run.project, run.created_at)
+    columns = _run_columns(run)
+    row = upsert(connection, schema.runs).values(columns)
+    connection.execute(row.on_conflict_do_update(index_elements=["id"], set_=columns))
 
 
-def _insert(connection: Connection, run_id: str, record: Record) -> None:
+def insert_run(connection: Connection, run: Run) -> bool:
+    """Insert a run, and its project with it; say whether the id was new."""
+    write_project(connection, run.project, run.created_at)
+    row = upsert(connection, schema.runs).values(_run_columns(run))
+    return bool(connection.execute(row.on_conflict_do_nothing()).rowcount)
+
+
+def _run_columns(run: Run) -> Mapping[str, Any]:
+    return {
+        "id": run.id,
+        "project": run.project,
+        "method": run.method.value,
+        "status": run.status.value,
+        "created_at": run.created_at,
+        "record": to_json(run),
+    }
+
+
+def write_project(connection: Connection, name: str, created_at: float) -> None:
+    """Insert a project unless it is there."""
+    row = upsert(connection, schema.projects).values(name=name, created_at=created_at)
+    connection.execute(row.on_conflict_do_nothing())
+
+
+def read_run(connection: Connection, run_id: str) -> Run | None:
+    """Return one run, or None if there is none of this id."""
+    query = select(schema.runs.c.record).where(schema.runs.c.id == run_id)
+    record = connection.execute(query).scalar()
+    return None if record is None else from_json(Run, record)
+
+
+def _locked(connection: Connection, run_id: str) -> bool:
+    """Lock the run, so that its records commit in the order of their numbers; say if it exists."""
+    query = select(schema.runs.c.sequence).where(schema.runs.c.id == run_id)
+    return connection.execute(query.with_for_update(key_share=True)).first() is not None
+
+
+def _note_progress(connection: Connection, lease: Lease) -> None:
+    """Count the workers that the job loses from here: this checkpoint is not done again."""
+    table = schema.jobs
+    connection.execute(update(table).where(table.c.id == lease.job.id).values(attempts=0))
+
+
+def write_record(connection: Connection, run_id: str, record: Record) -> None:
+    """Append one record to a run that exists."""
     columns: dict[str, Any] = {"run_id": run_id, "step": record.step}
     body = {"record": zlib.compress(to_json(record), _COMPRESSION)}
     match record:

@@ -109,6 +109,15 @@ def upgrade() -> None:
     )
     op.create_index("jobs_by_project", "jobs", ["project", "sequence"], unique=False)
     op.create_index("jobs_by_status", "jobs", ["status", "sequence"], unique=False)
+    for name, column, where in (
+        (
+            "jobs_to_claim",
+            "sequence",
+            sa.text("worker IS NULL AND status IN ('validating_files', 'queued')"),
+        ),
+        ("jobs_by_lease", "lease_expires_at", sa.text("worker IS NOT NULL")),
+    ):
+        op.create_index(name, "jobs", [column], sqlite_where=where, postgresql_where=where)
     op.create_table(
         "outbox",
         sa.Column("sequence", sa.Integer(), nullable=False),
@@ -116,7 +125,7 @@ def upgrade() -> None:
         sa.Column("webhook_id", sa.Text(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
-        sa.Column("due_at", sa.Float(), nullable=False),
+        sa.Column("due_at", sa.Float(), nullable=True),
         sa.Column("delivered_at", sa.Float(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(["webhook_id"], ["webhooks.id"], ondelete="CASCADE"),
@@ -124,7 +133,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("id", "webhook_id", name="one_delivery_per_webhook"),
         sqlite_autoincrement=True,
     )
-    op.create_index("outbox_by_due", "outbox", ["delivered_at", "due_at"], unique=False)
+    op.create_index("outbox_by_due", "outbox", ["due_at"], unique=False)
     op.create_table(
         "permissions",
         sa.Column("sequence", sa.Integer(), nullable=False),
