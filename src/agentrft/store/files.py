@@ -266,9 +266,24 @@ class Incoming:
         with _explained(Path(self._stream.name).parent):
             self._stream.write(chunk)
 
-    def commit(self) -> StoredFile:
+    @property
+    def sha256(self) -> str:
+        """Digest of what was received so far, in hex."""
+        return self._digest.hexdigest()
+
+    def draft(self) -> Path:
+        """Return where the bytes are until they are committed, so that they can be checked."""
+        path = Path(self._stream.name)
+        with _explained(path.parent):
+            self._stream.flush()
+        return path
+
+    def commit(
+        self, *, purpose: str = "", file_id: str = "", expires_at: float | None = None
+    ) -> StoredFile:
         """Make the file count; it survives any crash from here on.
 
+        What is known only at the end of an upload may be given here.
         Raises NotFoundError if there is no such project, ConflictError if a given id is taken by
         another project, StoreError if the disk takes no more.
         """
@@ -276,7 +291,15 @@ class Incoming:
             self._stream.flush()
             os.fsync(self._stream.fileno())
             self._stream.close()
-        return self._keep(replace(self._file, bytes=self.bytes, sha256=self._digest.hexdigest()))
+        file = replace(
+            self._file,
+            id=file_id or self._file.id,
+            purpose=purpose or self._file.purpose,
+            expires_at=self._file.expires_at if expires_at is None else expires_at,
+            bytes=self.bytes,
+            sha256=self.sha256,
+        )
+        return self._keep(file)
 
 
 def _write_row(connection: Connection, file: StoredFile) -> tuple[StoredFile, set[str]]:
