@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,14 @@ def check(operation: str, reference: str = "{{item.reference}}", **more: Any) ->
     }
 
 
+def multi(formula: str = "a", **graders: Mapping[str, object]) -> dict[str, Any]:
+    return {"type": "multi", "graders": graders, "calculate_output": formula}
+
+
+def endpoint(**more: Any) -> dict[str, Any]:
+    return {"type": "endpoint", "url": "http://127.0.0.1:1/grade", **more}
+
+
 @pytest.mark.parametrize(
     ("operation", "text", "score"),
     [
@@ -95,7 +104,54 @@ def test_multi_combines_scores_and_shows_its_parts() -> None:
     given = grade(grader, "It is paris.")
     assert given.score == 0.75
     assert given.parts == {"exact": 0.0, "loose": 1.0}
-    assert given.grader == "multi"
+
+
+def test_what_the_model_did_not_write_is_its_own_fault_with_a_code() -> None:
+    missing = grade(build_grader(check("eq", input="{{sample.output_tools[0].id}}")))
+    unparsed = grade(build_grader(check("eq", input="{{sample.output_json.city}}")), "Paris")
+    assert missing.failure is not None
+    assert (missing.failure.kind, missing.failure.code) == (
+        FailureKind.MODEL,
+        "invalid_variable_error",
+    )
+    assert unparsed.failure is not None
+    assert unparsed.failure.code == "sample_parse_error"
+    assert (missing.score, unparsed.score) == (0.0, 0.0)
+
+
+def test_invalid_grade_stands_for_a_part_that_the_model_gave_nothing_to_look_at() -> None:
+    parts = {"a": check("eq", input="{{sample.output_json.city}}"), "b": check("like")}
+    plain = build_grader(multi("0.5 * a + 0.5 * b", **parts))
+    lenient = build_grader({**multi("0.5 * a + 0.5 * b", **parts), "invalid_grade": -1.0})
+    assert grade(plain, "Paris").score == 0.5
+    given = grade(lenient, "Paris")
+    assert given.score == -1.0
+    assert given.failure is not None
+    assert given.failure.code == "sample_parse_error"
+    assert grade(lenient, '{"city": "Paris"}').score == 1.0
+
+
+def test_invalid_grade_never_stands_for_a_fault_of_the_row() -> None:
+    broken = multi(a=check("eq", "{{item.capital}}"))
+    with pytest.raises(GraderError, match="the row has no 'capital'") as caught:
+        grade(build_grader({**broken, "invalid_grade": 0.0}))
+    assert caught.value.code == "invalid_variable_error"
+
+
+def test_a_grader_without_a_name_gets_one_that_its_content_decides() -> None:
+    first, second = check("eq", name=None), check("like", name=None)
+    names = [build_grader(config).name for config in (first, first, second)]
+    assert names[0] == names[1] != names[2]
+    assert re.fullmatch(r"grader-[0-9a-f]{12}", names[0])
+    keys = [build_grader(endpoint(headers={"X-Key": key})).name for key in ("one", "two")]
+    assert keys[0] == keys[1]
+
+
+def test_graders_see_the_whole_conversation() -> None:
+    path = "{{sample.messages[1].tool_calls[0].function.name}}"
+    silent = build_grader(check("eq", "assistant", input="{{sample.messages[0].role}}"))
+    assert grade(silent, "hello").score == 1.0
+    assert grade(build_grader(check("eq", "x", input=path)), "hello").score == 0.0
 
 
 def test_multi_fails_where_its_formula_has_no_value() -> None:
@@ -110,7 +166,17 @@ def test_multi_fails_where_its_formula_has_no_value() -> None:
 @pytest.mark.parametrize(
     ("config", "shown"),
     [
-        ({"type": "python"}, "grader.type is 'python'; supported types: string_check, multi"),
+        ({"type": "python"}, "grader.type 'python' is not available on this server yet"),
+        ({"type": "lambda"}, "host it behind an endpoint and use"),
+        ({"type": "magic"}, "grader.type is 'magic'; supported types: string_check, multi"),
+        ({**multi(a=check("eq")), "invalid_grade": "low"}, "grader.invalid_grade is 'low'"),
+        (endpoint(rate_limit=0), "grader.rate_limit is 0; it is calls per second, above 0"),
+        (endpoint(pass_threshold="x"), "grader.pass_threshold is 'x'; it must be a finite number"),
+        (endpoint(headers=["x"]), "grader.headers must be an object of texts"),
+        (endpoint(headers={"X-Key": "a\n"}), "grader.headers: header 'X-Key' must be printable"),
+        (endpoint(url="ftp://x"), "grader.url must begin with http:// or https://"),
+        (multi(a=endpoint(url="http://127.1/")), "grader.graders.a.url names '127.1'"),
+        (endpoint(timeout=3), "grader.timeout is unknown; endpoint has type, name, url"),
         ({"name": "x"}, "grader.type is missing; supported types: string_check, multi"),
         (check("eq", extra=1), "grader.extra is unknown; string_check has type, name, input"),
         (check("equals"), "grader.operation is 'equals'; one of: eq, ne, neq, like, ilike"),

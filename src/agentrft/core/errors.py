@@ -45,6 +45,11 @@ class ToolError(AgentRFTError):
 class GraderError(AgentRFTError):
     """A grader failed; the rollout stays ungraded."""
 
+    def __init__(self, message: str, *, code: str = "other_error") -> None:
+        super().__init__(message)
+        self.code = code
+        """Family of the fault, in the contract's words; metrics count by it."""
+
 
 class SamplerError(AgentRFTError):
     """The engine could not answer."""

@@ -47,7 +47,10 @@ class EnvironmentGrader:
             except TimeoutError:
                 if not deadline.expired():
                     raise
-                raise GraderError(f"{where}: no grade within {self.timeout_s:g} s") from None
+                raise GraderError(
+                    f"{where}: no grade within {self.timeout_s:g} s",
+                    code="unresponsive_reward_error",
+                ) from None
             return as_grade(given, self.name)
 
 

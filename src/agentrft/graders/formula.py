@@ -75,7 +75,10 @@ class Formula:
                     stack.append(step)
         (result,) = stack
         if not math.isfinite(result):
-            raise GraderError(f"formula {self.text!r} gave {result}; a score must be finite")
+            raise GraderError(
+                f"formula {self.text!r} gave {result}; a score must be finite",
+                code="formula_parse_error",
+            )
         return result
 
     def _apply(self, step: Apply, operands: list[float]) -> float:
@@ -90,7 +93,8 @@ class Formula:
         shown = ", ".join(f"{operand:g}" for operand in operands)
         raise GraderError(
             f"formula {self.text!r}, character {step.position + 1}: "
-            f"{step.symbol} of {shown}: {reason}"
+            f"{step.symbol} of {shown}: {reason}",
+            code="formula_parse_error",
         )
 
 

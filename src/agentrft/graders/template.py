@@ -5,22 +5,32 @@ What is put in is never read again, so text of models or users cannot smuggle in
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 from agentrft.core.errors import ConfigError, GraderError
-from agentrft.core.task import Message
-from agentrft.core.trajectory import Trajectory
+from agentrft.core.task import Message, ToolCall
+from agentrft.core.trajectory import StopReason, Trajectory
 
 _PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _STEP = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+)\]|\[\"([^\"]*)\"\]|\['([^']*)'\]")
-_SAMPLE_FIELDS = ("output_text", "output_json", "output_tools", "choices")
+_SAMPLE_FIELDS = ("output_text", "output_json", "output_tools", "choices", "messages")
+_FINISH_REASONS = {
+    StopReason.FINISHED: "stop",
+    StopReason.MAX_TOKENS: "length",
+    StopReason.CONTEXT_FULL: "length",
+}
+"""Words of chat completions; the other reasons have none there and keep their own."""
 
 
 class AbsentFromOutput(Exception):
-    """A placeholder asks for something that the model did not write."""
+    """A placeholder asks for something that the model did not write; its own fault, graded 0."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +67,57 @@ def parse_template(text: str, where: str) -> Template:
 
 
 def sample_of(trajectory: Trajectory) -> dict[str, Any]:
-    """Return what `sample` means: the model's output in the shape of chat completions."""
+    """Return what `sample` means: the model's output in the shape of chat completions.
+
+    Beyond that shape, `messages` is the whole conversation with what each step took and what failed.
+    """
     text = trajectory.output_text
-    tools = [
-        {
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
-        for call in trajectory.tool_calls
-    ]
     last = trajectory.turns[-1].message if trajectory.turns else Message(role="assistant")
-    message: dict[str, Any] = {"role": "assistant", "content": last.content}
-    if last.tool_calls:
-        message["tool_calls"] = tools[-len(last.tool_calls) :]
+    reason = trajectory.stop_reason
     sample: dict[str, Any] = {
         "output_text": text,
-        "output_tools": tools,
+        "output_tools": [_call(call) for call in trajectory.tool_calls],
         "choices": [
-            {"index": 0, "message": message, "finish_reason": trajectory.stop_reason.value}
+            {
+                "index": 0,
+                "message": _message(last),
+                "finish_reason": _FINISH_REASONS.get(reason, reason.value),
+            }
         ],
+        "messages": list(_conversation(trajectory)),
     }
     with suppress(ValueError, RecursionError):
         sample["output_json"] = json.loads(text)
     return sample
+
+
+def _conversation(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
+    yield from (_message(message) for message in trajectory.prompt)
+    for turn in trajectory.turns:
+        yield {**_message(turn.message), "duration_s": turn.sampling_s}
+        for result in turn.tool_results:
+            yield {
+                "role": "tool",
+                "tool_call_id": result.call_id,
+                "name": result.name,
+                "content": result.content,
+                "is_error": result.is_error,
+                "duration_s": result.duration_s,
+            }
+
+
+def _message(message: Message) -> dict[str, Any]:
+    shown: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        shown["tool_calls"] = [_call(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        shown["tool_call_id"] = message.tool_call_id
+    return shown
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _placeholder(text: str, where: str) -> Placeholder:
@@ -114,11 +151,16 @@ def _find(placeholder: Placeholder, item: Mapping[str, Any], sample: Mapping[str
             case int(), Sequence() if not isinstance(value, str) and step < len(value):
                 value = cast(Sequence[object], value)[step]
             case _ if placeholder.namespace == "sample":
-                raise AbsentFromOutput(f"the output has no {placeholder.text}")
+                if value is sample:  # all other fields are always there
+                    raise AbsentFromOutput("the output is not JSON", "sample_parse_error")
+                raise AbsentFromOutput(
+                    f"the output has no {placeholder.text}", "invalid_variable_error"
+                )
             case _:
                 raise GraderError(
                     f"{{{{ {placeholder.text} }}}}: the row has no {step!r} there; "
-                    "every row this grader sees needs it"
+                    "every row this grader sees needs it",
+                    code="invalid_variable_error",
                 )
     return value
 

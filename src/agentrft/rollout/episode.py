@@ -49,8 +49,8 @@ from agentrft.rollout.tools import unknown_tool
 
 T = TypeVar("T")
 
-GRADER_TIMEOUT_S = 600.0
-"""Wall clock of grading one rollout."""
+GRADER_TIMEOUT_S = 630.0
+"""Wall clock of grading one rollout; beyond the 600 s of a grader by URL, which says more."""
 CLOSE_TIMEOUT_S = 30.0
 SAMPLER_GRACE_S = 30.0
 """How long past its deadline an engine may take to hand over what it sampled."""
@@ -432,7 +432,7 @@ async def _grade(
                 grade = await grader.grade(task, trajectory, environment)
         return replace(grade, duration_s=time.monotonic() - started)
     except GraderError as error:
-        failure = Failure(kind=FailureKind.GRADER, where=where, message=str(error))
+        failure = Failure(kind=FailureKind.GRADER, where=where, message=str(error), code=error.code)
         return Grade(score=None, failure=failure, grader=grader.name)
 
 
