@@ -48,12 +48,10 @@ def put(
     file_id: str = "",
     expires_at: float | None = None,
 ) -> StoredFile:
-    with registry.receive(
-        project, filename, purpose, file_id=file_id, expires_at=expires_at
-    ) as incoming:
+    with registry.receive(project, filename, purpose) as incoming:
         for start in range(0, len(content), 7):
             incoming.write(content[start : start + 7])
-        return incoming.commit()
+        return incoming.commit(file_id=file_id, expires_at=expires_at)
 
 
 def contents(tmp_path: Path) -> list[str]:
@@ -88,6 +86,15 @@ def test_what_is_not_committed_leaves_nothing(registry: FileRegistry, tmp_path: 
     assert registry.list("default").items == ()
     assert contents(tmp_path) == []
     assert list((tmp_path / "files" / "incoming").iterdir()) == []
+
+
+def test_a_draft_can_be_read_before_it_counts_and_named_late(registry: FileRegistry) -> None:
+    with registry.receive("default", "rows.jsonl") as incoming:
+        incoming.write(b"{}\n")
+        assert incoming.draft().read_bytes() == b"{}\n"
+        assert incoming.sha256 == hashlib.sha256(b"{}\n").hexdigest()
+        file = incoming.commit(purpose="fine-tune")
+    assert registry.get("default", file.id).purpose == "fine-tune"
 
 
 def test_a_file_of_another_project_is_not_found(registry: FileRegistry) -> None:

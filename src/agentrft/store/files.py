@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 from sqlalchemy import ColumnElement, Connection, RowMapping, delete, insert, select, update
@@ -66,39 +66,21 @@ class FileRegistry:
             self._incoming.mkdir(parents=True, exist_ok=True)
         self.sweep()
 
-    @contextmanager
-    def receive(
-        self,
-        project: str,
-        filename: str,
-        purpose: str,
-        *,
-        file_id: str = "",
-        expires_at: float | None = None,
-    ) -> Generator["Incoming"]:
-        """Open a file to write to; nothing of it stays unless it is committed.
-
-        A `file_id` of the caller's own makes a repetition replace what the first try left.
-        """
+    def receive(self, project: str, filename: str, purpose: str = "") -> "Incoming":
+        """Open a file to write to; use it as a context manager, nothing stays uncommitted."""
         file = StoredFile(
-            id=file_id or f"file-{secrets.token_hex(12)}",
+            id=f"file-{secrets.token_hex(12)}",
             project=project,
             filename=_display_name(filename),
             purpose=purpose,
             bytes=0,
             sha256="",
             created_at=self._clock(),
-            expires_at=expires_at,
         )
         draft = self._incoming / secrets.token_hex(16)
         with _explained(self._folder):
             stream = draft.open("xb")
-        try:
-            yield Incoming(file, stream, lambda whole: self._keep(whole, draft))
-        finally:
-            with suppress(OSError):  # a full disk also fails what closing writes
-                stream.close()
-            draft.unlink(missing_ok=True)
+        return Incoming(file, draft, stream, self._keep)
 
     def get(self, project: str, file_id: str) -> StoredFile:
         """Return a file. Raises NotFoundError if the project has none of this id."""
@@ -245,14 +227,32 @@ class Incoming:
     """A file being received, chunk by chunk."""
 
     def __init__(
-        self, file: StoredFile, stream: BufferedWriter, keep: Callable[[StoredFile], StoredFile]
+        self,
+        file: StoredFile,
+        draft: Path,
+        stream: BufferedWriter,
+        keep: Callable[[StoredFile, Path], StoredFile],
     ) -> None:
         self._file = file
+        self._draft = draft
         self._stream = stream
         self._keep = keep
         self._digest = hashlib.sha256()
         self.bytes = 0
         """Received so far."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):  # a full disk also fails what closing writes
+            self._stream.close()
+        self._draft.unlink(missing_ok=True)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was received so far, in hex."""
+        return self._digest.hexdigest()
 
     def write(self, chunk: bytes) -> None:
         """Add bytes. Raises TooLargeError past the limit, StoreError if the disk takes no more."""
@@ -263,31 +263,25 @@ class Incoming:
                 "split it into several"
             )
         self._digest.update(chunk)
-        with _explained(Path(self._stream.name).parent):
+        with _explained(self._draft.parent):
             self._stream.write(chunk)
 
-    @property
-    def sha256(self) -> str:
-        """Digest of what was received so far, in hex."""
-        return self._digest.hexdigest()
-
     def draft(self) -> Path:
-        """Return where the bytes are until they are committed, so that they can be checked."""
-        path = Path(self._stream.name)
-        with _explained(path.parent):
+        """Return where everything received so far can be read, to be checked before it counts."""
+        with _explained(self._draft.parent):
             self._stream.flush()
-        return path
+        return self._draft
 
     def commit(
         self, *, purpose: str = "", file_id: str = "", expires_at: float | None = None
     ) -> StoredFile:
         """Make the file count; it survives any crash from here on.
 
-        What is known only at the end of an upload may be given here.
-        Raises NotFoundError if there is no such project, ConflictError if a given id is taken by
-        another project, StoreError if the disk takes no more.
+        A purpose given here is taken instead of the first one. An id of the caller's own makes a
+        repetition replace what the first try left. Raises NotFoundError if there is no such
+        project, ConflictError if the id is another project's, StoreError if the disk takes no more.
         """
-        with _explained(Path(self._stream.name).parent):
+        with _explained(self._draft.parent):
             self._stream.flush()
             os.fsync(self._stream.fileno())
             self._stream.close()
@@ -295,11 +289,11 @@ class Incoming:
             self._file,
             id=file_id or self._file.id,
             purpose=purpose or self._file.purpose,
-            expires_at=self._file.expires_at if expires_at is None else expires_at,
             bytes=self.bytes,
             sha256=self.sha256,
+            expires_at=expires_at,
         )
-        return self._keep(file)
+        return self._keep(file, self._draft)
 
 
 def _write_row(connection: Connection, file: StoredFile) -> tuple[StoredFile, set[str]]:
