@@ -70,6 +70,8 @@ class ToolResult:
     """The text the model sees."""
     is_error: bool = False
     """The tool refused or the arguments were wrong; the model may recover."""
+    refusal: int | None = None
+    """HTTP status, if a tool by URL refused the call without an answer of its own for the model."""
     started_s: float = 0.0
     """Seconds since the rollout began."""
     duration_s: float = 0.0

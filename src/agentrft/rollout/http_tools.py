@@ -285,7 +285,9 @@ def _result(reply: EndpointReply, call: ToolCall, endpoint: Endpoint) -> ToolRes
             call, f"413: the result of {call.name} is too large (over {MAX_BODY_BYTES} bytes)"
         )
     if reply.status >= 400:
-        return error_result(call, f"{reply.status}: {endpoint.redact(_refusal(reply))}")
+        text, answered = _refusal(reply)
+        refused = error_result(call, f"{reply.status}: {endpoint.redact(text)}")
+        return refused if answered else replace(refused, refusal=reply.status)
     value = reply.parsed()
     if not isinstance(value, dict) or "output" not in value:
         raise EndpointError(
@@ -300,14 +302,15 @@ def _result(reply: EndpointReply, call: ToolCall, endpoint: Endpoint) -> ToolRes
     return ToolResult(call_id=call.id, name=call.name, content=content)
 
 
-def _refusal(reply: EndpointReply) -> str:
+def _refusal(reply: EndpointReply) -> tuple[str, bool]:
+    """Return what the model is told, and whether the tool meant it for the model."""
     try:
         value = reply.parsed()
     except TryAgain:
-        return reply.text.strip()
+        return reply.text.strip(), False
     if isinstance(value, dict) and "output" in value:
-        return _text(cast(Mapping[str, Any], value)["output"])
-    return _text(value)
+        return _text(cast(Mapping[str, Any], value)["output"]), True
+    return _text(value), False
 
 
 def _text(value: object) -> str:
