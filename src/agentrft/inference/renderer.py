@@ -19,6 +19,10 @@ from agentrft.inference.tokenizer import ChatTokenizer
 if TYPE_CHECKING:
     from renderers.base import ParsedToolCall, Renderer
 
+TAGS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+"""What families write around calls and reasoning, as text or as tokens."""
+_ANY_TOOL = "any_tool"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedTurn:
@@ -47,7 +51,7 @@ def load_renderer(folder: Path) -> "ChatRenderer":
     if {"<|start_header_id|>", "<|eot_id|>", "<|eom_id|>"} <= controls.keys():
         from renderers.llama_3 import Llama3Renderer
 
-        return ChatRenderer(tokenizer, Llama3Renderer(tokenizer))
+        return ChatRenderer(tokenizer, Llama3Renderer(tokenizer), bare_calls=True)
     if {"<|im_start|>", "<|im_end|>"} <= controls.keys():
         from agentrft.inference.chatml import qwen2_renderer, smollm2_renderer
 
@@ -63,10 +67,16 @@ def load_renderer(folder: Path) -> "ChatRenderer":
 class ChatRenderer:
     """One model family's way of writing conversations, in the types of this package."""
 
-    def __init__(self, tokenizer: ChatTokenizer, renderer: "Renderer") -> None:
+    def __init__(
+        self, tokenizer: ChatTokenizer, renderer: "Renderer", *, bare_calls: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._renderer = renderer
         self.stop_token_ids = tuple(renderer.get_stop_token_ids())
+        self.bare_calls = bare_calls
+        """Whether a call is a turn that is a JSON object, with nothing around it to tell it by."""
+        self.marks = (*tokenizer.control_ids, *(t for t in TAGS if t not in tokenizer.control_ids))
+        """Strings after which, in a completion, text may be anything but content."""
 
     def start(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> tuple[int, ...]:
         """Return prompt ids that end where the assistant begins to write.
@@ -132,6 +142,31 @@ class ChatRenderer:
         )
         return ParsedTurn(message=message, parse_failures=tuple(failures))
 
+    def call_opening(self, tools: Sequence[ToolSpec], name: str | None) -> tuple[int, ...]:
+        """Return ids with which a call begins: of the named tool up to its arguments, or of any.
+
+        Raises UserError for families that write calls in a way that cannot be begun.
+        """
+        call = ToolCall(id="call_0", name=name or _ANY_TOOL, arguments="{}")
+        conversation = (
+            Message(role="user", content="?"),
+            Message(role="assistant", tool_calls=(call,)),
+        )
+        try:
+            text = self.decode(self._action(conversation, tools))
+        except (UserError, IndexError) as error:
+            raise UserError(f"this model's chat format has no tool calls: {error}") from error
+        quoted = json.dumps(call.name, ensure_ascii=False)
+        before, found, after = text.partition(quoted)
+        between, arguments, _ = after.rpartition("{}")
+        if not found or not arguments:
+            raise UserError(
+                "this model's chat format cannot force a tool call; use tool_choice 'auto'"
+            )
+        # Without the blank before a value: models write it together with what follows.
+        opening = before if name is None else before + self._tokenizer.escape(quoted) + between
+        return tuple(self._tokenizer.encode(opening.rstrip(" ")))
+
     def demonstration(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec]
     ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
@@ -161,6 +196,10 @@ class ChatRenderer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens included."""
         return self._tokenizer.decode(ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes a token stands for; a character may need several tokens."""
+        return self._tokenizer.token_bytes(token_id)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the ids of text; no control token is among them."""

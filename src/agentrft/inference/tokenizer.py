@@ -16,6 +16,13 @@ from agentrft.core.errors import ModelError
 _MARK, _LITERAL = "\U0010fffd", "\U0010fffc"
 """Private-use characters: the mark, and what follows it where the text itself holds a mark."""
 
+_PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+_OTHERS = tuple(byte for byte in range(256) if byte not in _PRINTABLE)
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + n): byte for n, byte in enumerate(_OTHERS)
+}
+"""Characters that stand for bytes in byte-level vocabularies, as GPT-2 chose them."""
+
 
 class ChatTokenizer:
     """The tokenizer of a model folder, as the `renderers` library wants it.
@@ -51,6 +58,7 @@ class ChatTokenizer:
         description["truncation"] = description["padding"] = None
         self._tokenizer = Tokenizer.from_str(json.dumps(description))
         self._tokenizer.encode_special_tokens = True
+        self._byte_level = "ByteLevel" in json.dumps(description.get("decoder"))
         names = sorted(self.control_ids, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self.unk_token_id = self._named_id("unk_token")
@@ -88,6 +96,15 @@ class ChatTokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of ids, control tokens included unless skipped."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes a token stands for; a character may need several tokens."""
+        token = self._tokenizer.id_to_token(token_id) or ""
+        if self._byte_level and token not in self.control_ids and _BYTES.keys() >= set(token):
+            return bytes(_BYTES[character] for character in token)
+        if single := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
+            return bytes.fromhex(single[1])
+        return token.replace("\u2581", " ").encode()
 
     def convert_tokens_to_ids(self, tokens: str) -> int | None:
         """Return the id of a token, the unknown token's if there is none."""
