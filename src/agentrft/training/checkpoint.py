@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from agentrft.core.errors import ModelError, StoreError
+from agentrft.core.policy import Canary
 from agentrft.training.model import stored_tensors
 from agentrft.training.parameters import merge
 
 MANIFEST = "manifest.json"
 RECORD = "trainer.json"
+CANARIES = "canaries.json"
 ADAPTER_PREFIX = "base_model.model."
 
 
@@ -108,6 +110,11 @@ def read_record(folder: Path) -> TrainerRecord:
 def write_record(folder: Path, record: TrainerRecord) -> None:
     """Write `trainer.json`."""
     (folder / RECORD).write_text(json.dumps(asdict(record), indent=1))
+
+
+def write_canaries(folder: Path, canaries: Sequence[Canary]) -> None:
+    """Write the trainer's own logprobs, by which whoever serves the checkpoint proves that it does."""
+    (folder / CANARIES).write_text(json.dumps([asdict(canary) for canary in canaries]))
 
 
 def load_checkpoint_weights(base_folder: Path, checkpoint: Path) -> dict[str, Tensor]:

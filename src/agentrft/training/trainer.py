@@ -23,6 +23,7 @@ from agentrft.training.checkpoint import (
     fingerprint,
     read_record,
     verify_checkpoint,
+    write_canaries,
     write_checkpoint,
     write_record,
 )
@@ -72,6 +73,8 @@ class LocalTrainer:
         self._device = compute_device(config.device)
         self._threads = config.threads or torch.get_num_threads()
         self.steps_done = 0
+        self._proof: tuple[int, tuple[Canary, ...]] = (-1, ())
+        """The step whose weights the canaries were scored with last, and what they scored."""
         self.cursor: Mapping[str, int] = {}
         dtype = compute_dtype(config.dtype, self._device)
         check_memory(folder, config, dtype, free_bytes=available_bytes(self._device))
@@ -142,15 +145,18 @@ class LocalTrainer:
 
     def weights(self) -> Weights:
         """Return copies of the changed weights and this trainer's own canary logprobs."""
-        scored = self.score(self._canaries)
         return Weights(
-            version=self.steps_done,
-            tensors=self.trainable.merged(),
-            canaries=tuple(
-                Canary(token_ids=ids, logprobs=tuple(logprobs))
-                for ids, logprobs in zip(self._canaries, scored, strict=True)
-            ),
+            version=self.steps_done, tensors=self.trainable.merged(), canaries=self._prove()
         )
+
+    def _prove(self) -> tuple[Canary, ...]:
+        scored = self.score(self._canaries)
+        canaries = tuple(
+            Canary(token_ids=ids, logprobs=tuple(logprobs))
+            for ids, logprobs in zip(self._canaries, scored, strict=True)
+        )
+        self._proof = (self.steps_done, canaries)
+        return canaries
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return log-probabilities (temperature 1) of every token after the first, per sequence."""
@@ -185,7 +191,12 @@ class LocalTrainer:
             config=asdict(self._config),
         )
 
+        proven, canaries = self._proof
+        if proven != self.steps_done:
+            canaries = self._prove()
+
         def fill(partial: Path) -> None:
+            write_canaries(partial, canaries)
             write_weights(partial, self._folder, self.trainable.masters, self._config.adapter)
             write_state(partial, self._optimizer, self.trainable.masters)
             write_record(partial, record)
