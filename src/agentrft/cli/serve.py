@@ -102,6 +102,9 @@ def worker(
     from agentrft.jobs.worker import WorkerConfig, work
 
     opened = open_home(home)
+    if parent:
+        # Training takes every core it gets; the API beside it must still answer at once.
+        os.nice(5)
 
     async def run() -> None:
         stop = asyncio.Event()

@@ -30,7 +30,8 @@ async def keep_running(child: Child, stop: asyncio.Event) -> None:
     delay_s = FIRST_DELAY_S
     while not stop.is_set():
         began = time.monotonic()
-        process = await asyncio.create_subprocess_exec(*child.command, start_new_session=True)
+        # A group of its own: Ctrl-C reaches the server alone, which then ends its children in order.
+        process = await asyncio.create_subprocess_exec(*child.command, process_group=0)
         ended = asyncio.create_task(process.wait())
         stopping = asyncio.create_task(stop.wait())
         try:
