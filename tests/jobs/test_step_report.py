@@ -106,7 +106,6 @@ def report(
         tools=("shop", "search"),
         train=[a_rollout(scored(0.5))] if train is None else train,
         validation=validation or [],
-        validation_s=4.0 if validation else None,
     )
 
 
@@ -191,7 +190,8 @@ def test_rollouts_lost_to_infrastructure_are_told_apart_and_not_called_unrespons
 def test_timing_adds_up_and_graders_are_timed() -> None:
     valid = [a_rollout(scored(1.0, duration_s=0.5), split="validation")]
     train = [a_rollout(scored(1.0, duration_s=s)) for s in (1.0, 2.0)]
-    timing = report(train, valid).data["timing"]
+    values = {**VALUES, "seconds/validation": 4.0}
+    timing = report(train, valid, values=values).data["timing"]
     assert timing["step"] == {
         "eval": 4.0,
         "sampling": 2.0,

@@ -76,7 +76,6 @@ def reinforcement_report(
     tools: Sequence[str],
     train: Sequence[RolloutRecord],
     validation: Sequence[RolloutRecord] = (),
-    validation_s: float | None = None,
 ) -> StepReport:
     """Report a reinforcement step from its metrics and rollouts, dropped ones included.
 
@@ -119,7 +118,7 @@ def reinforcement_report(
         "usage": {"graders": [], "samples": _sample_tokens(sides)},
         "errors": {"graders": [_errors(g, sides) for g in top]},
         "timing": {
-            "step": _timing(values, validation_s),
+            "step": _timing(values),
             "graders": [_latency(g, sides) for g in top],
         },
         "model_graders_token_usage": {},
@@ -339,13 +338,13 @@ def _latency(grader: _Grader, sides: Mapping[str, _Side]) -> Figures:
     return {"name": grader.name, "type": grader.type, **latencies}
 
 
-def _timing(values: Mapping[str, float], validation_s: float | None) -> Figures:
+def _timing(values: Mapping[str, float]) -> Figures:
     parts = [seconds for name, seconds in values.items() if name.startswith("seconds/")]
     return {
-        "eval": validation_s,
+        "eval": values.get("seconds/validation"),
         "sampling": values.get("seconds/rollout"),
         "training": values.get("seconds/training"),
-        "full_iteration": sum(parts) + (validation_s or 0.0) if parts else None,
+        "full_iteration": sum(parts) if parts else None,
     }
 
 
