@@ -38,7 +38,7 @@ Reader = Annotated[Identity, Depends(require(Role.READ))]
 Pieces = AsyncGenerator[tuple[int, ChatDelta | ChatEnd], None]
 T = TypeVar("T")
 
-chat = router("chat")
+routes = router("chat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,18 +57,18 @@ class CalledModel:
         return "fp_" + hashlib.sha256(backend.encode()).hexdigest()[:10]
 
 
-@chat.post(
+@routes.post(
     "/chat/completions",
     response_model=wire.ChatCompletion,
     responses={200: {"content": {EVENT_STREAM: {}}}},
 )
 async def create_chat_completion(
-    request: Request, body: wire.ChatCompletionBody, here: Here, caller: Reader
+    request: Request, body: wire.ChatCompletionBody, server: Here, caller: Reader
 ) -> Any:
     """Answer a conversation, whole or as a stream of chunks."""
-    model = await called_model(here, caller, body.model)
+    model = await called_model(server, caller, body.model)
     requests = _choices(body, _chat_request(body, model))
-    pieces = together(here.chat, requests)
+    pieces = together(server.chat, requests)
     answer = _Answer(body, model)
     if not body.stream:
         return await unless_gone(request, answer.whole(pieces))

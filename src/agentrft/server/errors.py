@@ -14,10 +14,25 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from agentrft.core.errors import AgentRFTError, SamplerError, UserError
+from agentrft.server.wire import Reply
 from agentrft.store.errors import ConflictError, NotFoundError, TooLargeError
 
 _LOG = logging.getLogger("agentrft.server")
-_BODY_KEYS = {"body", "query", "path", "header", "cookie"}
+
+
+class Failure(Reply):
+    """What is wrong, which parameter, and a word for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class FailureReply(Reply):
+    """Body of every reply that is no success."""
+
+    error: Failure
 
 
 class ApiError(HTTPException):
@@ -90,14 +105,15 @@ def as_api_error(error: AgentRFTError, request_id: str) -> ApiError:
             return internal(request_id)
 
 
-def explain(problem: Mapping[str, Any]) -> ApiError:
-    """Return one complaint of pydantic in the contract's words."""
+def explain(problem: Mapping[str, Any], body: object = None) -> ApiError:
+    """Return one complaint of pydantic about a body, or about the query, in the contract's words."""
     location = cast(Sequence[int | str], problem["loc"])
-    if location and location[0] in _BODY_KEYS:
-        location = location[1:]
-    param = dotted(location)
     given = problem.get("input")
     kind = str(problem["type"])
+    if location and location[0] == "body":
+        param = dotted(location[1:], body, last_is_missing=kind == "missing")
+    else:
+        param = ".".join(map(str, location[1:]))
     if not param:
         return bad_request(
             "The body must be a JSON object with header 'content-type: application/json'."
@@ -118,14 +134,21 @@ def explain(problem: Mapping[str, Any]) -> ApiError:
     return bad_request(f"Invalid value for '{param}': {message}.", param, "invalid_value")
 
 
-def dotted(location: Sequence[int | str]) -> str:
-    """Return `graders.input`, `tools[0].name`; pydantic's names of union members are left out."""
+def dotted(location: Sequence[int | str], body: object, *, last_is_missing: bool) -> str:
+    """Return `graders.input`, `tools[0].name`.
+
+    What the body does not have there is pydantic's name of a union's member and left out.
+    """
     path = ""
-    for part in location:
+    for number, part in enumerate(location, 1):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part not in _UNION_MEMBERS:
+            body = cast(list[Any], body)[part] if isinstance(body, list) else None
+        elif isinstance(body, dict) and (
+            part in body or (last_is_missing and number == len(location))
+        ):
             path += f".{part}" if path else part
+            body = cast(dict[str, Any], body).get(part)
     return path
 
 
@@ -153,7 +176,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return explain(error.errors()[0]).reply()
+    return explain(error.errors()[0], error.body).reply()
 
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:
@@ -207,14 +230,4 @@ _EXPECTED = {
     "float_parsing": "a number",
     "bool_type": "a boolean",
     "bool_parsing": "a boolean",
-}
-_UNION_MEMBERS = {
-    "str",
-    "int",
-    "float",
-    "bool",
-    "constrained-str",
-    "constrained-int",
-    "constrained-float",
-    "literal['auto']",
 }

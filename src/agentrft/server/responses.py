@@ -44,11 +44,11 @@ from agentrft.server.context import Here
 from agentrft.server.routing import router
 from agentrft.store.access import Identity, Role
 
-responses = router("responses")
+routes = router("responses")
 _EVENT = TypeAdapter(dict[str, Any])
 
 
-@responses.post(
+@routes.post(
     "/responses",
     response_model=wire.ResponseReply,
     responses={200: {"content": {EVENT_STREAM: {}}}},
@@ -56,14 +56,14 @@ _EVENT = TypeAdapter(dict[str, Any])
 async def create_response(
     request: Request,
     body: wire.ResponseBody,
-    here: Here,
+    server: Here,
     caller: Annotated[Identity, Depends(require(Role.READ))],
 ) -> Any:
     """Answer a conversation, whole or as a stream of events."""
-    model = await called_model(here, caller, body.model)
+    model = await called_model(server, caller, body.model)
     asked = _chat_request(body, model)
     answer = _Answer(body, model, asked)
-    pieces = together(here.chat, [asked])
+    pieces = together(server.chat, [asked])
     if not body.stream:
         return await unless_gone(request, answer.whole(pieces))
     begun = await unless_gone(request, begin(pieces))
