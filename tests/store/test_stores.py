@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentrft.core.errors import StoreError
@@ -24,16 +24,18 @@ from agentrft.core.run import (
 from agentrft.core.task import Message, ToolCall
 from agentrft.core.trajectory import Failure, FailureKind, StopReason, Trajectory, Turn
 from agentrft.store.home import Home
-from agentrft.store.listing import RunStore
+from agentrft.store.listing import Listing, RunStore
 from agentrft.store.memory import MemoryStore
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunStore]:
-    if cast(str, request.param) == "memory":
+    where = cast(str, request.param)
+    if where == "memory":
         yield MemoryStore()
         return
-    home = Home.open(tmp_path / "home")
+    url = cast(str, request.getfixturevalue("postgres_url")) if where == "postgres" else ""
+    home = Home.open(tmp_path / "home", url)
     yield home.store
     home.close()
 
@@ -148,6 +150,28 @@ def test_a_page_of_exactly_the_limit_is_the_last(store: RunStore) -> None:
     assert store.read("r1", Event, limit=1).has_more
 
 
+def test_events_are_listed_newest_first_and_followed_in_order(store: RunStore) -> None:
+    store.put_run(run())
+    store.put_run(run("other"))
+    for step in range(5):
+        store.append("r1", [event(step)])
+        store.append("other", [event(step)])
+    newest = store.events("r1", limit=3)
+    assert ([e.step for _, e in newest.items], newest.has_more) == ([4, 3, 2], True)
+    oldest = store.events("r1", after=newest.last, limit=3)
+    assert ([e.step for _, e in oldest.items], oldest.has_more) == ([1, 0], False)
+    assert store.events("r1", after=oldest.last) == Listing(
+        items=(), last=oldest.last, has_more=False
+    )
+    first = store.events_since("r1", 0, limit=2)
+    assert ([e.step for _, e in first.items], first.has_more) == ([0, 1], True)
+    rest = store.events_since("r1", first.last)
+    assert rest.items == newest.items[::-1]
+    assert store.events_since("r1", rest.last).items == ()
+    store.append("r1", [event(9)])
+    assert [e.step for _, e in store.events_since("r1", rest.last).items] == [9]
+
+
 def test_trajectories_are_listed_by_stage_and_split(store: RunStore) -> None:
     store.put_run(run())
     store.append("r1", [rollout("a"), rollout("b", split="holdout"), rollout("c", stage="rft")])
@@ -258,18 +282,14 @@ ACTIONS = st.lists(
 )
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    home = Home.open(tmp_path_factory.mktemp("shared"))
-    yield home
-    home.close()
-
-
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=ACTIONS)
-def test_both_stores_tell_the_same_story(shared: Home, actions: list[tuple[str, int]]) -> None:
-    run_id = f"r{len(shared.store.runs(limit=10_000).items)}"
+def test_a_database_tells_the_same_story_as_memory(
+    home: Home, actions: list[tuple[str, int]]
+) -> None:
+    run_id = f"r{len(home.store.runs(limit=10_000).items)}"
     told: list[list[object]] = []
-    for each in (MemoryStore(), shared.store):
+    for each in (MemoryStore(), home.store):
         each.put_run(run(run_id))
         story: list[object] = [_act(each, run_id, verb, step) for verb, step in actions]
         story += [each.read(run_id, kind).items for kind in (Event, StepMetrics, RolloutRecord)]

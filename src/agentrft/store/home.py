@@ -6,7 +6,9 @@ from pathlib import Path
 from agentrft.core.errors import StoreError
 from agentrft.core.job import Lease
 from agentrft.store.access import Access
+from agentrft.store.catalogue import ModelCatalogue
 from agentrft.store.database import Database
+from agentrft.store.files import FileRegistry
 from agentrft.store.outbox import Outbox
 from agentrft.store.queue import JobQueue
 from agentrft.store.replies import Replies
@@ -22,6 +24,8 @@ class Home:
     store: SqlStore
     queue: JobQueue
     outbox: Outbox
+    files: FileRegistry
+    catalogue: ModelCatalogue
     access: Access
     replies: Replies
     vault: Vault
@@ -52,6 +56,8 @@ class Home:
             store=SqlStore(database),
             queue=JobQueue(database, vault),
             outbox=Outbox(database, vault),
+            files=FileRegistry(database, path / "files"),
+            catalogue=ModelCatalogue(database),
             access=Access(database),
             replies=Replies(database),
             vault=vault,

@@ -57,6 +57,18 @@ class RunStore(Store, Protocol):
         """Return one run, or None if there is none of this id."""
         ...
 
+    def events(
+        self, run_id: str, *, after: int | None = None, limit: int = 100
+    ) -> Listing[tuple[int, Event]]:
+        """List a run's events with their places, newest first; `after` is the last place seen."""
+        ...
+
+    def events_since(
+        self, run_id: str, sequence: int, limit: int = 100
+    ) -> Listing[tuple[int, Event]]:
+        """List what was appended after a place, in append order; for followers."""
+        ...
+
     def trajectories(
         self,
         run_id: str,

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Page
-from agentrft.core.run import Record, RolloutRecord, Run, Split, StepMetrics
+from agentrft.core.run import Event, Record, RolloutRecord, Run, Split, StepMetrics
 from agentrft.store.errors import no_run, no_trajectory, second_result
 from agentrft.store.listing import Listing, TrajectorySummary, kind_of, summary_of
 
@@ -74,6 +74,20 @@ class MemoryStore:
         items, last, has_more = _slice(found, after, limit)
         return Page(items=items, last=last, has_more=has_more)
 
+    def events(
+        self, run_id: str, *, after: int | None = None, limit: int = 100
+    ) -> Listing[tuple[int, Event]]:
+        """List a run's events with their places, newest first."""
+        found = [e for e in self._of(run_id, Event) if after is None or e[0] < after]
+        return _placed(found[::-1], after or 0, limit)
+
+    def events_since(
+        self, run_id: str, sequence: int, limit: int = 100
+    ) -> Listing[tuple[int, Event]]:
+        """List what was appended after a place, in append order."""
+        found = [e for e in self._of(run_id, Event) if e[0] > sequence]
+        return _placed(found, sequence, limit)
+
     def trajectories(
         self,
         run_id: str,
@@ -130,3 +144,8 @@ def _slice(
     shown = found[:limit]
     last = shown[-1][0] if shown else after
     return tuple(item for _, item in shown), last, len(found) > limit
+
+
+def _placed(found: Sequence[tuple[int, T]], after: int, limit: int) -> Listing[tuple[int, T]]:
+    items, last, has_more = _slice([(place, (place, item)) for place, item in found], after, limit)
+    return Listing(items=items, last=last, has_more=has_more)

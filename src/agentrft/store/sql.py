@@ -134,7 +134,7 @@ class SqlStore:
         return self._event_listing(query.order_by(table.c.sequence), sequence, limit)
 
     def _event_listing(
-        self, query: Select[tuple[int, bytes]], after: int, limit: int
+        self, query: Select[Any, Any], after: int, limit: int
     ) -> Listing[tuple[int, Event]]:
         with self._database.reading() as connection:
             rows = connection.execute(query.limit(limit + 1)).all()
@@ -211,8 +211,8 @@ def write_run(connection: Connection, run: Run) -> None:
 def insert_run(connection: Connection, run: Run) -> bool:
     """Insert a run, and its project with it; say whether the id was new."""
     write_project(connection, run.project, run.created_at)
-    row = upsert(connection, schema.runs).values(_run_columns(run))
-    return bool(connection.execute(row.on_conflict_do_nothing()).rowcount)
+    row = upsert(connection, schema.runs).values(_run_columns(run)).on_conflict_do_nothing()
+    return connection.execute(row.returning(schema.runs.c.sequence)).first() is not None
 
 
 def _run_columns(run: Run) -> Mapping[str, Any]:
