@@ -160,6 +160,8 @@ class LocalTrainer:
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return log-probabilities (temperature 1) of every token after the first, per sequence."""
+        if not sequences:
+            return []
         samples = [_scored_sample(place, ids) for place, ids in enumerate(sequences)]
         result: list[list[float]] = [[] for _ in sequences]
 
