@@ -10,7 +10,7 @@ from typing import Any
 from tools import SupportDesk
 
 from agentrft.core.grade import Grade
-from agentrft.core.protocols import OpenEnvironment
+from agentrft.core.protocols import Grader, OpenEnvironment
 from agentrft.core.task import Message, Task, ToolCall
 from agentrft.core.trajectory import StopReason, ToolResult, Trajectory, Turn
 from agentrft.graders.environment import EnvironmentGrader
@@ -33,6 +33,7 @@ async def played(
     text: str,
     stop: StopReason = StopReason.FINISHED,
     open_environment: OpenEnvironment | None = None,
+    grader: Grader | None = None,
 ) -> Grade:
     """Grade a rollout that makes these calls, turn by turn, and then says `text`."""
     task = Task(id=row["id"], messages=(), row=row)
@@ -57,7 +58,7 @@ async def played(
         turns=tuple(made),
         stop_reason=stop,
     )
-    grade = await EnvironmentGrader().grade(task, trajectory, environment)
+    grade = await (grader or EnvironmentGrader()).grade(task, trajectory, environment)
     await environment.close()
     return grade
 

@@ -17,6 +17,7 @@ from tools import RemoteDesk, SupportDesk
 
 from agentrft.core.config import HttpTool
 from agentrft.core.task import Task, ToolCall
+from agentrft.graders.build import build_grader
 from agentrft.rollout.environment import python_environment, tools_of
 from agentrft.rollout.http_tools import combined_environment, http_environment
 from agentrft.store.codec import load_project_config
@@ -125,7 +126,7 @@ def test_arguments_may_be_an_object(port: int):
 def test_a_body_that_is_no_tool_call_is_a_400(port: int, body: bytes):
     status, answer = post(port, "/get_order", body)
     assert status == 400
-    assert "not a tool call" in answer["error"]
+    assert "not a call of a tool" in answer["error"]
 
 
 def remote_tools(port: int) -> list[HttpTool]:
@@ -166,4 +167,25 @@ def test_rollouts_over_http_get_the_grades_of_rollouts_in_python(port: int):
 
     found = asyncio.run(compare())
     assert len(found) == 3 * 13
+    assert all(local == over_http for local, over_http in found)
+
+
+def test_the_desk_grades_over_http_as_it_does_in_python(port: int):
+    rows = {row["family"]: row for row in read("validation")}.values()
+
+    async def compare() -> list[tuple[object, object]]:
+        remote = http_environment(remote_tools(port))
+        grader = build_grader({"type": "endpoint", "url": f"http://127.0.0.1:{port}/grade"})
+        pairs = [
+            (
+                await played(row, turns, reply(row)),
+                await played(row, turns, reply(row), open_environment=remote, grader=grader),
+            )
+            for row in rows
+            for turns in ([[call] for call in plan(row)], [plan(row)], [])
+        ]
+        return [(local.score, over_http.score) for local, over_http in pairs]
+
+    found = asyncio.run(compare())
+    assert {local for local, _ in found} == {0.0, 1.0}
     assert all(local == over_http for local, over_http in found)
