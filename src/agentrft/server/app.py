@@ -1,13 +1,31 @@
 """The API as one ASGI application. Torch-free; running work is reached through the store alone."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 
-from agentrft.server import errors
+from agentrft.core.errors import StoreError
+from agentrft.server import (
+    chat as chat_routes,
+)
+from agentrft.server import (
+    checkpoints,
+    errors,
+    evaluations,
+    events,
+    health,
+    models,
+    openapi_page,
+    responses,
+    webhooks,
+)
 from agentrft.server.context import Chat, Server
 from agentrft.server.followers import Followers
 from agentrft.server.gate import Gate
@@ -18,7 +36,22 @@ from agentrft.store.home import Home
 
 __all__ = ["ServerSettings", "create_app"]
 
-ROUTERS = ()
+_LOG = logging.getLogger("agentrft.server")
+_ROUTERS = (
+    events.routes,
+    checkpoints.routes,
+    evaluations.routes,
+    models.routes,
+    chat_routes.routes,
+    responses.routes,
+    webhooks.routes,
+    health.routes,
+    openapi_page.routes,
+)
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": errors.FailureReply, "description": "The request was refused."},
+    "5XX": {"model": errors.FailureReply, "description": "The server failed."},
+}
 
 
 def create_app(home: Home, settings: ServerSettings, chat: Chat) -> FastAPI:
@@ -26,6 +59,7 @@ def create_app(home: Home, settings: ServerSettings, chat: Chat) -> FastAPI:
     server = Server(
         home=home,
         settings=settings,
+        policy=replace(settings.policy, own_ports=settings.policy.own_ports | {settings.port}),
         chat=chat,
         limiter=Limiter(settings.requests_per_minute),
         metrics=Metrics(),
@@ -35,7 +69,14 @@ def create_app(home: Home, settings: ServerSettings, chat: Chat) -> FastAPI:
     @asynccontextmanager
     async def running(_app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.threads
+        chores = [asyncio.create_task(_tidy_for_ever(server))]
+        if settings.deliver_webhooks:
+            chores.append(asyncio.create_task(webhooks.deliver_for_ever(server)))
         yield
+        for chore in chores:
+            chore.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*chores)
 
     app = FastAPI(
         title="AgentRFT",
@@ -46,10 +87,21 @@ def create_app(home: Home, settings: ServerSettings, chat: Chat) -> FastAPI:
         openapi_url=None,
         lifespan=running,
         redirect_slashes=False,
+        responses=_FAILURES,
     )
     app.state.server = server
     errors.install(app)
     app.add_middleware(Gate, server=server)
-    for router in ROUTERS:
+    for router in _ROUTERS:
         app.include_router(router)
     return app
+
+
+async def _tidy_for_ever(server: Server) -> None:
+    """Until cancelled, requeue what silent workers hold: the API may be all that is left to see it."""
+    while True:
+        try:
+            await run_in_threadpool(server.home.queue.reap)
+        except StoreError as error:
+            _LOG.error("silent workers were not looked for: %s", error)
+        await asyncio.sleep(server.settings.heartbeat_s / 2)

@@ -54,5 +54,8 @@ def identity_of(request: Request) -> Identity:
 
 def _unauthorized(message: str) -> ApiError:
     return ApiError(
-        401, message, code="invalid_api_key", headers={"www-authenticate": 'Bearer realm="agentrft"'}
+        401,
+        message,
+        code="invalid_api_key",
+        headers={"www-authenticate": 'Bearer realm="agentrft"'},
     )

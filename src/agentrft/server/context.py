@@ -6,6 +6,7 @@ from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Request
 
+from agentrft.egress.policy import EgressPolicy
 from agentrft.inference.chat import ChatDelta, ChatEnd, ChatRequest
 from agentrft.server.followers import Followers
 from agentrft.server.limits import Limiter
@@ -32,6 +33,8 @@ class Server:
 
     home: Home
     settings: ServerSettings
+    policy: EgressPolicy
+    """Where tools, graders and webhooks may be."""
     chat: Chat
     limiter: Limiter
     metrics: Metrics

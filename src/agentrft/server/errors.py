@@ -35,7 +35,7 @@ class FailureReply(Reply):
     error: Failure
 
 
-class ApiError(HTTPException):
+class ApiError(HTTPException, AgentRFTError):
     """A refusal, ready to be sent."""
 
     def __init__(
@@ -48,7 +48,7 @@ class ApiError(HTTPException):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, message, dict(headers) if headers else None)
+        HTTPException.__init__(self, status, message, dict(headers) if headers else None)
         self.type = type or _type_of(status)
         self.param = param
         self.code = code
@@ -90,6 +90,8 @@ def internal(request_id: str) -> ApiError:
 def as_api_error(error: AgentRFTError, request_id: str) -> ApiError:
     """Return what the caller may know of one of our errors."""
     match error:
+        case ApiError():
+            return error
         case TooLargeError():
             return ApiError(413, str(error), code="too_large")
         case NotFoundError():

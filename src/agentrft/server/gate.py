@@ -7,11 +7,13 @@ streams pass through untouched.
 import time
 import uuid
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agentrft.core.errors import AgentRFTError, boundary
@@ -79,9 +81,10 @@ class Gate:
         try:
             with boundary(_UnforeseenError, f"{scope['method']} {scope['path']}"):
                 await self._admit(scope, state, extra)
-                await self._app(scope, _bounded(receive, self._most_bytes(scope)), answer)
-        except (ApiError, AgentRFTError) as error:
-            refusal = _refusal(error, request_id)
+                with suppress(ClientDisconnect):
+                    await self._app(scope, _bounded(receive, self._most_bytes(scope)), answer)
+        except AgentRFTError as error:
+            refusal = as_api_error(error, request_id)
             if reply.status:
                 # Half an answer is out; only breaking the connection tells that it is not whole.
                 raise
@@ -141,8 +144,9 @@ class Gate:
 
 def allowed_hosts(settings: ServerSettings) -> frozenset[str]:
     """Return the names, without port, that a Host header may carry."""
-    bound = () if settings.host in ("0.0.0.0", "::", "") else (settings.host,)
-    bracketed = (f"[{name}]" if ":" in name else name for name in (*bound, *settings.allowed_hosts))
+    # Nobody can call "every address" by name, so such a host adds one that never comes.
+    named = (settings.host, *settings.allowed_hosts)
+    bracketed = (f"[{name}]" if ":" in name else name for name in named)
     return frozenset(name.lower() for name in (*_LOOPBACK, *bracketed))
 
 
@@ -175,7 +179,3 @@ def _add_headers(message: Message, extra: Mapping[str, str]) -> None:
         headers.setdefault(name, value)
     for name, value in extra.items():
         headers[name] = value
-
-
-def _refusal(error: ApiError | AgentRFTError, request_id: str) -> ApiError:
-    return error if isinstance(error, ApiError) else as_api_error(error, request_id)

@@ -1,9 +1,7 @@
 """Numbers of this process and of the queue, for Prometheus."""
 
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Scope
-
 
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
@@ -28,7 +26,10 @@ class Metrics:
             "agentrft_event_followers", "Open event streams.", registry=self.registry
         )
         self.jobs = Gauge(
-            "agentrft_jobs", "Fine-tuning jobs of every project.", ("status",), registry=self.registry
+            "agentrft_jobs",
+            "Fine-tuning jobs of every project.",
+            ("status",),
+            registry=self.registry,
         )
         self.queue_age_s = Gauge(
             "agentrft_queue_age_seconds",

@@ -1,14 +1,13 @@
 """How routes of this API read a body and answer a repeated request.
 
-JSON is read strictly: UTF-8, at most 64 levels, no key twice, no NaN, nothing but JSON. A call with
-an Idempotency-Key takes effect once; the same call again gets the same reply.
+JSON is read as strictly as datasets are. A call with an Idempotency-Key takes effect once; the same
+call again gets the same reply.
 """
 
 import hashlib
-import json
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn, cast
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
@@ -16,11 +15,13 @@ from starlette.concurrency import run_in_threadpool
 
 from agentrft.server.auth import identity_of
 from agentrft.server.context import server_of
-from agentrft.server.errors import ApiError, bad_request
+from agentrft.server.errors import bad_request
+from agentrft.store.jsonl import RowError, strict_json
 
-_DEEPEST = 64
-_LONGEST_INTEGER = 4300
 _LONGEST_KEY = 255
+
+_NOT_HERE = {"/v1/files", "/v1/webhooks"}
+"""Uploads are too long to be read first; the reply of the other holds a secret."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -43,7 +44,7 @@ class Route(APIRoute):
         async def handle(request: Request) -> Response:
             strict = StrictRequest(request.scope, request.receive)
             key = request.headers.get("idempotency-key")
-            if key is None or request.method == "GET" or self.path == "/v1/files":
+            if key is None or request.method == "GET" or self.path in _NOT_HERE:
                 return await handler(strict)
             return await _once(strict, key, handler)
 
@@ -67,22 +68,13 @@ def new_id(request: Request, prefix: str) -> str:
 def read_json(body: bytes) -> Any:
     """Return the value a JSON text stands for. Raises ApiError 400."""
     try:
-        value = json.loads(
-            body.decode("utf-8"),
-            parse_constant=_refuse_constant,
-            parse_int=_integer,
-            object_pairs_hook=_object,
-        )
+        return strict_json(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise bad_request("The body is not UTF-8.", code="invalid_json") from None
-    except json.JSONDecodeError as error:
+    except RowError as problem:
         raise bad_request(
-            f"We could not parse the JSON body of your request: {error}.", code="invalid_json"
+            f"We could not parse the JSON body of your request: {problem}.", code="invalid_json"
         ) from None
-    except RecursionError:
-        raise _too_deep() from None
-    _check_depth(value)
-    return value
 
 
 def repeat_seed(project: str, key: str, digest: str) -> str:
@@ -125,54 +117,3 @@ def replayed(status: int, body: bytes) -> Response:
     """Return a kept reply."""
     headers = {"idempotency-replayed": "true"}
     return Response(body, status, headers, media_type="application/json")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    read = dict(pairs)
-    if len(read) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise bad_request(f"Key {twice!r} appears twice in one object.", twice, "invalid_json")
-    return read
-
-
-def _integer(text: str) -> int:
-    if len(text) > _LONGEST_INTEGER:
-        raise bad_request("A number in the body has too many digits.", code="invalid_json")
-    return int(text)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise bad_request(f"{name} is not JSON; use null or a number.", code="invalid_json")
-
-
-def _check_depth(value: Any) -> None:
-    level: list[Any] = [value]
-    for _ in range(_DEEPEST):
-        below: list[Any] = []
-        for entry in level:
-            if isinstance(entry, dict):
-                below += cast(dict[str, Any], entry).values()
-            elif isinstance(entry, list):
-                below += cast(list[Any], entry)
-            elif isinstance(entry, str) and not entry.isascii():
-                _check_text(entry)
-        if not below:
-            return
-        level = below
-    if any(isinstance(entry, dict | list) for entry in level):
-        raise _too_deep()
-
-
-def _check_text(text: str) -> None:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise bad_request(
-            "A string in the body has half of a surrogate pair, which is not text.",
-            code="invalid_json",
-        )
-
-
-def _too_deep() -> ApiError:
-    return bad_request(
-        f"The body is nested more than {_DEEPEST} levels deep.", code="invalid_json"
-    )
