@@ -141,8 +141,8 @@ jobs = Table(
     Column("fence", Integer, nullable=False, server_default="0"),
     Column("heartbeat_at", Float),
     Column("lease_expires_at", Float),
-    Index("jobs_by_project", "project", "sequence"),
-    Index("jobs_by_status", "status", "sequence"),
+    # None begins with the status: SQLite would choose it at every claim, and sort the whole line.
+    Index("jobs_by_project", "project", "sequence", "status"),
     Index("jobs_to_claim", "sequence", sqlite_where=CLAIMABLE, postgresql_where=CLAIMABLE),
     Index("jobs_by_lease", "lease_expires_at", sqlite_where=LEASED, postgresql_where=LEASED),
     sqlite_autoincrement=True,

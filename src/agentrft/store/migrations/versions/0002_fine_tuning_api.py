@@ -107,8 +107,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("id"),
         sqlite_autoincrement=True,
     )
-    op.create_index("jobs_by_project", "jobs", ["project", "sequence"], unique=False)
-    op.create_index("jobs_by_status", "jobs", ["status", "sequence"], unique=False)
+    op.create_index("jobs_by_project", "jobs", ["project", "sequence", "status"], unique=False)
     for name, column, where in (
         (
             "jobs_to_claim",
