@@ -90,7 +90,7 @@ class EgressPolicy:
             raise AddressRefusedError(
                 "has '@' or '%' before the path; send credentials in headers, write the host plainly"
             )
-        port = parsed.port or {"http": 80, "https": 443}[parsed.scheme]
+        port = {"http": 80, "https": 443}[parsed.scheme] if parsed.port is None else parsed.port
         if not 0 < port < 65536:
             raise AddressRefusedError(f"names port {port}; ports go from 1 to 65535")
         self._check_literal(parsed.host, port)
