@@ -17,9 +17,11 @@ from agentrft.server import (
 )
 from agentrft.server import (
     checkpoints,
+    dry_runs,
     errors,
     evaluations,
     events,
+    files,
     health,
     models,
     openapi_page,
@@ -39,11 +41,13 @@ __all__ = ["ServerSettings", "create_app"]
 _LOG = logging.getLogger("agentrft.server")
 _ROUTERS = (
     events.routes,
+    files.routes,
     checkpoints.routes,
     evaluations.routes,
     models.routes,
     chat_routes.routes,
     responses.routes,
+    dry_runs.routes,
     webhooks.routes,
     health.routes,
     openapi_page.routes,
