@@ -73,6 +73,8 @@ class Demonstration:
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...] = ()
     family: str = ""
+    imitated: tuple[bool, ...] = ()
+    """Whether to imitate each of the assistant's messages, in order; empty means all."""
 
 
 def content_id(row: Mapping[str, Any]) -> str:

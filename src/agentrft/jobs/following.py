@@ -18,7 +18,7 @@ class StepResult:
     """Of the step, and `seconds/validation` if it was followed by one."""
     train: Sequence[RolloutRecord] = ()
     validation: Sequence[RolloutRecord] | None = None
-    """None if nothing was validated after this step."""
+    """None if nothing was rolled out for validation after this step."""
 
 
 class Follower(Protocol):

@@ -33,18 +33,21 @@ class Project:
     grader: Grader
     tools: tuple[ToolSpec, ...]
     """Tools of the project as a whole; none if every row brings its own."""
+    numbered_rows: bool = False
+    """Whether rows are named by their line, see `read_tasks`."""
 
     def tasks(self, split: Split) -> tuple[Task, ...]:
         """Read a split. Raises DataError naming file, line and field."""
         files = self.config.data
         name = {"train": files.train, "validation": files.validation, "holdout": files.holdout}
-        return read_tasks(self.folder / name[split])
+        return read_tasks(self.folder / name[split], numbered=self.numbered_rows)
 
     def demonstrations(self) -> tuple[Demonstration, ...]:
         """Read the demonstrations; none if the project has no such file."""
         if not self.config.data.demonstrations:
             return ()
-        return read_demonstrations(self.folder / self.config.data.demonstrations)
+        path = self.folder / self.config.data.demonstrations
+        return read_demonstrations(path, numbered=self.numbered_rows)
 
     def tools_shown(self, task: Task) -> tuple[ToolSpec, ...]:
         """Return the tools that the model is told about in this row, as a rollout would."""

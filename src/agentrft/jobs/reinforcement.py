@@ -160,7 +160,7 @@ def _count_storm(
     if storms + 1 >= config.max_storm_steps:
         raise StormError(
             f"{storms + 1} steps in a row lost more than half of their groups; most often: {worst}. "
-            "Repair it, then continue with --resume"
+            "Repair it, then resume"
         )
     return storms + 1
 

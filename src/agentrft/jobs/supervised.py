@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from agentrft.core.protocols import Trainer
 from agentrft.core.run import StepMetrics
 from agentrft.core.sample import Sample
 from agentrft.core.seeds import derive_seed
-from agentrft.core.task import Task
+from agentrft.core.task import Demonstration, Task
 from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.following import Follower, StepResult, ValidationLines
@@ -86,24 +86,54 @@ def mean_loss(trainer: Trainer, samples: Sequence[Sample]) -> float:
 
 
 def demonstration_samples(project: Project, renderer: DemonstrationRenderer) -> list[Sample]:
-    """Render the project's demonstrations exactly as a rollout would have produced them."""
-    samples: list[Sample] = []
+    """Render the project's demonstrations exactly as a rollout would have produced them.
+
+    Raises DataError for one that does not fit into the context.
+    """
+    samples = rendered(project.demonstrations(), project, renderer)
     limit = project.spec.limits.max_context_tokens
-    for demonstration in project.demonstrations():
-        task = Task(id=demonstration.id, messages=demonstration.messages, tools=demonstration.tools)
-        messages = prompt_messages(project.spec.system, task.messages)
-        token_ids, action_mask = renderer.demonstration(messages, project.tools_shown(task))
-        if len(token_ids) > limit:
+    for sample in samples:
+        if len(sample.token_ids) > limit:
             raise DataError(
-                f"demonstration {demonstration.id!r} has {len(token_ids)} tokens, the limit "
-                f"max_context_tokens is {limit}; shorten it or raise the limit"
+                f"demonstration {sample.trajectory_id!r} has {len(sample.token_ids)} tokens, the "
+                f"limit max_context_tokens is {limit}; shorten it or raise the limit"
             )
-        samples.append(imitation(token_ids, action_mask, demonstration.id))
     if not samples:
         raise DataError(
             f"{project.folder}: no demonstrations; set data.demonstrations in agent.toml to a file"
         )
     return samples
+
+
+def rendered(
+    demonstrations: Sequence[Demonstration],
+    project: Project,
+    renderer: DemonstrationRenderer,
+    *,
+    longest: int | None = None,
+) -> list[Sample]:
+    """Render conversations to imitate; what is longer than `longest` tokens is cut at the end.
+
+    Those that keep nothing to imitate are left out.
+    """
+    samples: list[Sample] = []
+    for demonstration in demonstrations:
+        task = Task(id=demonstration.id, messages=demonstration.messages, tools=demonstration.tools)
+        messages = prompt_messages(project.spec.system, task.messages)
+        token_ids, action_mask = renderer.demonstration(messages, project.tools_shown(task))
+        mask = list(imitated(action_mask, demonstration.imitated))[:longest]
+        if any(mask):
+            samples.append(imitation(token_ids[:longest], mask, demonstration.id))
+    return samples
+
+
+def imitated(action_mask: Sequence[bool], wanted: Sequence[bool]) -> Iterator[bool]:
+    """Leave out the assistant messages that are not wanted; each is one run of True in the mask."""
+    messages, before = -1, False
+    for action in action_mask:
+        messages += action and not before
+        before = action
+        yield action and (not wanted or wanted[messages])
 
 
 def shuffled_batch(items: Sequence[T], step: int, size: int, seed: int) -> list[T]:

@@ -1,0 +1,382 @@
+"""One fine-tuning job in a worker's hands: checked and given back, or trained to its end.
+
+Nothing here is lost with the process: what counts is in the store after each step, and whoever
+leases the job next goes on from there.
+"""
+
+import asyncio
+import logging
+import shutil
+import time
+from dataclasses import replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from agentrft.core.config import TrainerConfig
+from agentrft.core.errors import (
+    AgentRFTError,
+    ConfigError,
+    DataError,
+    LeaseLostError,
+    ModelError,
+    UserError,
+    boundary,
+)
+from agentrft.core.job import JobError, JobStatus, Lease, ReinforcementMethod
+from agentrft.core.policy import Checkpoint
+from agentrft.core.protocols import Trainer
+from agentrft.core.run import Event, RunStatus, StepMetrics
+from agentrft.egress.policy import EgressPolicy
+from agentrft.inference.models import describe
+from agentrft.jobs.checkpoints import Retention
+from agentrft.jobs.context import Job, Stopped
+from agentrft.jobs.hyperparameters import CONTEXT_TOKENS, Resolved, resolve
+from agentrft.jobs.job_follower import JobFollower, offer_checkpoint, register
+from agentrft.jobs.preflight import Preflight, check_reinforcement, check_supervised
+from agentrft.jobs.progress import SilentProgress
+from agentrft.jobs.project import Project
+from agentrft.jobs.reinforcement import StormError, TaskSets, reinforce
+from agentrft.jobs.serving import OpenModel, ServedModel, first_step
+from agentrft.jobs.step_report import result_file
+from agentrft.jobs.supervised import HeldOut, imitate, rendered
+from agentrft.jobs.tuning_project import JobFiles, tuning_project
+from agentrft.measure.preflight import only_warns
+from agentrft.store.datasets import read_demonstrations, read_tasks
+from agentrft.store.errors import NotFoundError
+from agentrft.store.files import StoredFile
+from agentrft.store.home import Home
+from agentrft.training.trainer import LossName
+
+_log = logging.getLogger(__name__)
+
+BEST = 3
+"""Checkpoints offered as models beside the last."""
+
+
+class JobFailedError(AgentRFTError):
+    """The job cannot go on, and this is what its user is told."""
+
+    def __init__(self, error: JobError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Interruption(IntEnum):
+    """Why a worker must let go of a job; the greater one wins."""
+
+    LEAVE = 1
+    """The worker was asked to end."""
+    PAUSE = 2
+    CANCEL = 3
+    LOST = 4
+    """Another worker has the job, so nothing may be written any more."""
+
+
+class LeasedJob:
+    """A job while this worker holds it."""
+
+    def __init__(
+        self, home: Home, lease: Lease, *, open_model: OpenModel, policy: EgressPolicy
+    ) -> None:
+        self._home, self._lease = home.fenced(lease), lease
+        self._open_model, self._policy = open_model, policy
+        self._record = lease.job
+        self._reason: Interruption | None = None
+        self._work = Job(
+            home=self._home,
+            run=home.store.run(lease.job.id),
+            progress=SilentProgress(),
+            stop=asyncio.Event(),
+        )
+
+    def interrupt(self, reason: Interruption) -> None:
+        """Ask to let go soon: after the rollouts or the step that is under way."""
+        self._reason = max(reason, self._reason or reason)
+        if self._reason in (Interruption.CANCEL, Interruption.LOST):
+            self._work.abandon()
+        self._work.stop.set()
+
+    async def carry_out(self) -> None:
+        """Do what the job's status asks for and give the lease back.
+
+        Raises LeaseLostError if another worker has it, StoreError if even that cannot be written.
+        """
+        try:
+            with boundary(AgentRFTError, f"job {self._record.id}"):
+                if self._record.validated:
+                    await self._train()
+                else:
+                    await self._validate()
+        except LeaseLostError:
+            raise
+        except Stopped:
+            self._let_go()
+        except StormError as error:
+            self._pause(f"Fine-tuning job paused: {error}", _failing(error))
+        except AgentRFTError as error:
+            self._fail(error)
+
+    async def _validate(self) -> None:
+        project, resolved, files = self._opened()
+        self._record = replace(self._record, hyperparameters=resolved.shown)
+        with self._open_model(project, self._home, trained=True) as model:
+            preflight = await self._checked(model, resolved, files)
+        self._record = replace(self._record, preflight=preflight.numbers)
+        for warning in preflight.warnings:
+            self._work.event(warning, level="warn")
+        if preflight.error is not None:
+            raise JobFailedError(preflight.error)
+        self._work.event("Files validated, moving job to queued state")
+        self._home.queue.release(
+            self._lease, replace(self._record, status=JobStatus.QUEUED, validated=True)
+        )
+
+    async def _checked(self, model: ServedModel, resolved: Resolved, files: JobFiles) -> Preflight:
+        project, method = model.project, self._record.method
+        warn_only = only_warns(self._record.metadata)
+        if isinstance(method, ReinforcementMethod):
+            return await check_reinforcement(
+                self._work,
+                model.setup(),
+                train=project.tasks("train"),
+                validation=project.tasks("validation") if files.validation else (),
+                tools=[tool.name for tool in method.tools],
+                grader=method.grader,
+                temperature=resolved.methods.reinforcement.temperature,
+                concurrency=model.concurrency,
+                warn_only=warn_only,
+            )
+        rows = project.demonstrations()
+        return check_supervised(
+            self._work,
+            train=rows,
+            validation=(
+                read_demonstrations(files.validation, numbered=True) if files.validation else ()
+            ),
+            samples=rendered(rows, project, model.renderer),
+            limit_tokens=project.config.limits.max_context_tokens,
+            warn_only=warn_only,
+        )
+
+    async def _train(self) -> None:
+        project, resolved, files = self._opened()
+        self._record = replace(self._record, error=None)
+        self._home.queue.save(self._lease, self._record)
+        self._home.store.put_run(replace(self._work.run, status=RunStatus.RUNNING, error=None))
+        with self._open_model(project, self._home, trained=True) as model:
+            if isinstance(self._record.method, ReinforcementMethod):
+                checkpoint = await self._reinforced(model, resolved)
+            else:
+                checkpoint = await self._imitated(model, resolved, files)
+        if self._reason is Interruption.CANCEL:
+            raise Stopped(f"job {self._record.id} was cancelled in its last step")
+        self._succeed(checkpoint)
+
+    async def _reinforced(self, model: ServedModel, resolved: Resolved) -> Checkpoint:
+        config, project = resolved.methods.reinforcement, model.project
+        trainer = self._trainer(model, config.trainer, "policy_gradient")
+        tasks = TaskSets(
+            train=project.tasks("train"),
+            validation=project.tasks("validation") if config.validation_interval else (),
+            validation_samples=resolved.methods.evaluation.samples_per_task,
+        )
+        return await reinforce(
+            self._work,
+            model.setup(),
+            trainer,
+            tasks,
+            config,
+            first_step=first_step(trainer),
+            concurrency=model.concurrency,
+            retention=Retention(best=BEST, best_of=resolved.looks_after),
+            follower=JobFollower(self._work, self._lease, self._record, resolved),
+        )
+
+    async def _imitated(
+        self, model: ServedModel, resolved: Resolved, files: JobFiles
+    ) -> Checkpoint:
+        config, project = resolved.methods.supervised, model.project
+        trainer = self._trainer(model, config.trainer, "cross_entropy")
+        longest = project.config.limits.max_context_tokens
+        samples = rendered(project.demonstrations(), project, model.renderer, longest=longest)
+        held_out = None
+        if files.validation is not None:
+            rows = read_demonstrations(files.validation, numbered=True)
+            unseen = rendered(rows, project, model.renderer, longest=longest)
+            held_out = HeldOut(samples=unseen, interval=resolved.interval) if unseen else None
+        return await imitate(
+            self._work,
+            trainer,
+            samples,
+            config,
+            first_step=first_step(trainer),
+            held_out=held_out,
+            retention=Retention(best=BEST, best_of=resolved.looks_after),
+            follower=JobFollower(self._work, self._lease, self._record, resolved),
+        )
+
+    def _trainer(self, model: ServedModel, config: TrainerConfig, loss: LossName) -> Trainer:
+        start = Path(self._record.start) if self._record.start else None
+        trainer = model.resumed_trainer(self._work, config, loss, start)
+        done = first_step(trainer)
+        self._work.event(
+            f"Fine-tuning job goes on after step {done}" if done else "Fine-tuning job started"
+        )
+        return trainer
+
+    def _opened(self) -> tuple[Project, Resolved, JobFiles]:
+        """Read the files again, since they may have gone, and put the job together."""
+        record = self._record
+        files = JobFiles(
+            training=self._content(record.training_file, "training_file"),
+            validation=(
+                self._content(record.validation_file, "validation_file")
+                if record.validation_file
+                else None
+            ),
+        )
+        known = describe(record.base, self._home.models).context_length
+        resolved = resolve(
+            record.method,
+            train_rows=self._rows(files.training, record.training_file, "training_file"),
+            validation_rows=(
+                self._rows(files.validation, record.validation_file or "", "validation_file")
+                if files.validation
+                else 0
+            ),
+            model_context_tokens=known or CONTEXT_TOKENS,
+        )
+        project = tuning_project(
+            record,
+            resolved,
+            files,
+            self._home.queue.secrets(self._lease),
+            folder=self._work.folder,
+            policy=self._policy,
+        )
+        return project, resolved, files
+
+    def _content(self, file_id: str, param: str) -> Path:
+        try:
+            return self._home.files.path(self._home.files.get(self._record.project, file_id))
+        except NotFoundError as error:
+            raise JobFailedError(
+                JobError(code=f"invalid_{param}", message=str(error), param=param)
+            ) from error
+
+    def _rows(self, path: Path, file_id: str, param: str) -> int:
+        reinforced = isinstance(self._record.method, ReinforcementMethod)
+        try:
+            return len((read_tasks if reinforced else read_demonstrations)(path, numbered=True))
+        except DataError as error:
+            message = str(error).replace(str(path), file_id)
+            raise JobFailedError(
+                JobError(code=f"invalid_{param}", message=message, param=param)
+            ) from error
+
+    def _succeed(self, checkpoint: Checkpoint) -> None:
+        model = register(self._home, self._lease, self._record, checkpoint, final=True)
+        file = self._write_results()
+        self._drop_what_nobody_can_call()
+        trained = sum(m.values.get("sample_tokens", 0.0) for m in self._work.read_all(StepMetrics))
+        self._finish(
+            JobStatus.SUCCEEDED,
+            f"New fine-tuned model created: {model.id}",
+            "The job has successfully completed",
+            fine_tuned_model=model.id,
+            result_files=(file.id,),
+            trained_tokens=int(trained),
+        )
+
+    def _write_results(self) -> StoredFile:
+        """Store the result file; done again after a crash, it replaces itself."""
+        rows = [event.data for event in self._work.read_all(Event) if event.kind == "metrics"]
+        content = result_file(self._record.method.type, rows)
+        file_id = f"file-results-{self._record.id.removeprefix('ftjob-')}"
+        with self._home.files.receive(
+            self._record.project, "step_metrics.csv", "fine-tune-results"
+        ) as incoming:
+            incoming.write(content)
+            return incoming.commit(file_id=file_id)
+
+    def _drop_what_nobody_can_call(self) -> None:
+        """Remove checkpoints that only resuming needed."""
+        called = {model.path for model in self._home.catalogue.of_job(self._record.id)}
+        for folder in self._home.checkpoints(self._record.id).glob("step-*"):
+            if str(folder) not in called:
+                shutil.rmtree(folder)
+
+    def _let_go(self) -> None:
+        """Give the job back as whoever interrupted it wishes."""
+        match self._reason:
+            case Interruption.PAUSE:
+                self._pause("Fine-tuning job paused")
+            case Interruption.CANCEL:
+                self._finish(JobStatus.CANCELLED, "Fine-tuning job cancelled")
+            case Interruption.LEAVE:
+                worker = self._lease.worker
+                self._work.event(f"Worker {worker} was asked to end; the job waits for another")
+                back = JobStatus.QUEUED if self._record.validated else JobStatus.VALIDATING_FILES
+                self._home.queue.release(self._lease, replace(self._record, status=back))
+            case Interruption.LOST | None:
+                raise LeaseLostError(f"job {self._record.id}: the lease is lost")
+
+    def _pause(self, message: str, error: JobError | None = None) -> None:
+        """Give the job back until its user resumes it; where it stands can be called."""
+        checkpoint = self._home.store.latest_checkpoint(self._record.id)
+        if checkpoint is not None:
+            offer_checkpoint(self._work, self._lease, self._record, checkpoint)
+        self._work.event(message, level="warn" if error else "info")
+        self._home.queue.release(
+            self._lease,
+            replace(self._record, status=JobStatus.PAUSED, error=error, estimated_finish=None),
+        )
+
+    def _fail(self, error: AgentRFTError) -> None:
+        told = job_error(error)
+        if told.code == "server_error":
+            _log.error("job %s failed", self._record.id, exc_info=error)
+        self._record = replace(self._record, error=told)
+        self._finish(JobStatus.FAILED, f"Fine-tuning job failed: {error}", level="error")
+
+    def _finish(
+        self,
+        status: JobStatus,
+        *messages: str,
+        level: Literal["info", "error"] = "info",
+        **result: Any,
+    ) -> None:
+        now = time.time()
+        events = [Event(level=level, message=message, created_at=now) for message in messages]
+        record = replace(
+            self._record, status=status, finished_at=now, estimated_finish=None, **result
+        )
+        self._home.queue.finish(self._lease, record, events)
+
+
+def _failing(error: StormError) -> JobError:
+    """Say why the job waits, without which its status would not be understood."""
+    return JobError(code="endpoint_failing", message=str(error))
+
+
+def job_error(error: AgentRFTError) -> JobError:
+    """Return what the job's `error` says; what is not the user's to repair is told as an event."""
+    message = str(error)
+    match error:
+        case JobFailedError():
+            return error.error
+        case ModelError():
+            return JobError(code="invalid_model", message=message, param="model")
+        case DataError():
+            return JobError(code="invalid_training_file", message=message, param="training_file")
+        case ConfigError():
+            path = message.split(maxsplit=1)[0].rstrip(":")
+            return JobError(code="invalid_configuration", message=message, param=path)
+        case UserError():
+            return JobError(code="invalid_request", message=message)
+        case _:
+            return JobError(
+                code="server_error",
+                message="The job failed due to an internal error; its last event says which",
+            )
