@@ -5,7 +5,7 @@ Loads no torch. The other end is `inference/service.py`, reached over a unix soc
 
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,7 +107,7 @@ class ChatClient:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
 
-    async def stream(self, request: ChatRequest) -> AsyncIterator[ChatDelta | ChatEnd]:
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatDelta | ChatEnd, None]:
         """Answer piece by piece; the last piece is the end.
 
         Raises UserError for what no retry can help, ChatBusyError if too many wait, SamplerError if

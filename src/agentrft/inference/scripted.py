@@ -1,6 +1,6 @@
 """A sampler that replays tokens and a chat that replays answers, in milliseconds without a model."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from agentrft.core.errors import SamplerError
 from agentrft.core.policy import Weights
@@ -90,7 +90,7 @@ class ScriptedChat:
         self.is_ready = is_ready
         self._script = script
 
-    async def stream(self, request: ChatRequest) -> AsyncIterator[ChatDelta | ChatEnd]:
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatDelta | ChatEnd, None]:
         """Replay the scripted pieces; raises SamplerError when the script has no more."""
         number = len(self.requests)
         self.requests.append(request)

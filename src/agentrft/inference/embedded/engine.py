@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -68,6 +68,8 @@ class SampledToken:
     """Under the distribution drawn from, as in `Completion`."""
     likely: Likely | None
     """None unless asked for."""
+    cached_tokens: int
+    """Prompt tokens that were not computed again."""
 
 
 class _Reply(Generic[T]):
@@ -113,7 +115,7 @@ class _Feed(_Reply[Completion]):
     def hear(self, token: SampledToken) -> None:
         self._settle(lambda: self._tokens.put_nowait(token))
 
-    async def pieces(self) -> AsyncIterator[SampledToken | Completion]:
+    async def pieces(self) -> AsyncGenerator[SampledToken | Completion, None]:
         try:
             while (token := await self._tokens.get()) is not None:
                 yield token
@@ -216,7 +218,7 @@ class EmbeddedEngine:
 
     async def stream(
         self, request: SampleRequest, *, top_logprobs: int | None = None
-    ) -> AsyncIterator[SampledToken | Completion]:
+    ) -> AsyncGenerator[SampledToken | Completion, None]:
         """Draw as `sample` does and give out every token at once; the last item is the completion.
 
         With `top_logprobs`, tokens carry the model's own logprobs and that many alternatives.
@@ -479,8 +481,14 @@ class EmbeddedEngine:
             # What was computed for a guess is the token's own if the guess was right.
             row.computed = chunk.stop - chunk.drafts + i
             if call.feed is not None:
-                sampled = SampledToken(token_id=token, logprob=logprob, likely=drawn.likely[i])
-                call.feed.hear(sampled)
+                call.feed.hear(
+                    SampledToken(
+                        token_id=token,
+                        logprob=logprob,
+                        likely=drawn.likely[i],
+                        cached_tokens=call.cached_tokens,
+                    )
+                )
             self._append(call, row, token, logprob)
             if call.row is None:
                 return i
