@@ -10,7 +10,7 @@ import httpx2
 import openai
 import pytest
 from live import Live, assert_nothing_unknown, live_server
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessageParam
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 
 from agentrft.core.errors import SamplerError, UserError
 from agentrft.core.seeds import derive_seed
@@ -22,7 +22,7 @@ from agentrft.store.catalogue import CallableModel
 
 MODEL = "smollm2-135m"
 TUNED = "ft:smollm2-135m:agentrft::a"
-HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Where is W1?"}]
+HELLO: list[Any] = [{"role": "user", "content": "Where is W1?"}]
 GET_ORDER: Any = {
     "type": "function",
     "function": {
@@ -82,6 +82,11 @@ def sent(live: Live, **body: Any) -> httpx2.Response:
     return httpx2.post(f"{live.url}/v1/chat/completions", json=body, headers=headers)
 
 
+def calls_of(message: ChatCompletionMessage) -> list[tuple[str, str, str]]:
+    calls = [call for call in message.tool_calls or () if call.type == "function"]
+    return [(call.id, call.function.name, call.function.arguments) for call in calls]
+
+
 def frames(reply: httpx2.Response) -> list[str]:
     assert reply.headers["content-type"].startswith("text/event-stream")
     return [part.removeprefix("data: ") for part in reply.text.split("\n\n") if part]
@@ -139,11 +144,7 @@ def test_a_stream_adds_up_to_the_whole_reply(
     assert other.finish_reason == one.finish_reason
     assert other.message.content == one.message.content
     assert other.message.role == "assistant"
-    calls = [
-        [(call.id, call.type, call.function.name, call.function.arguments) for call in calls]
-        for calls in (one.message.tool_calls or (), other.message.tool_calls or ())
-        if all(call.type == "function" for call in calls)
-    ]
+    calls = [calls_of(one.message), calls_of(other.message)]
     assert calls[0] == calls[1]
     assert len(calls[0]) == sum(isinstance(piece, ToolCall) for piece in pieces)
 
@@ -183,7 +184,7 @@ def test_an_agent_loop_calls_a_tool_and_answers(live: Live, script: Script) -> N
     message = first.choices[0].message
     assert message.tool_calls is not None
     # The reply's message goes back as it came, as the official examples do.
-    messages += [message, {"role": "tool", "tool_call_id": "call_1", "content": "shipped"}]  # pyright: ignore[reportArgumentType]
+    messages += [message, {"role": "tool", "tool_call_id": "call_1", "content": "shipped"}]
     second = client.chat.completions.create(model=MODEL, messages=messages, tools=[GET_ORDER])
     assert second.choices[0].message.content == "It shipped."
     assert script.asked.messages == (
@@ -457,10 +458,10 @@ def test_a_client_that_leaves_cancels_its_work(tmp_path: Path, stream: bool, sil
 
     async def leave(live: Live) -> None:
         async with live.async_client() as client:
-            asked = asyncio.create_task(
-                client.chat.completions.create(  # pyright: ignore[reportCallIssue, reportUnknownArgumentType]
-                    model=MODEL, messages=HELLO, stream=stream, max_tokens=1 if silent else None
-                )
+            create: Any = client.chat.completions.create
+            most = 1 if silent else None
+            asked: asyncio.Task[Any] = asyncio.create_task(
+                create(model=MODEL, messages=HELLO, stream=stream, max_tokens=most)
             )
             await asyncio.to_thread(chat.began.wait, 10)
             if stream and not silent:
