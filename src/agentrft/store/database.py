@@ -4,7 +4,7 @@ A file of SQLite, or PostgreSQL by URL; above this module nobody needs to know w
 """
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, Table, exc, inspect, text
@@ -33,7 +33,10 @@ class Database:
         """For messages."""
         self.engine = self._backend.engine
         """Raw access, for watching statements; use the transactions below for work."""
-        self._migrate()
+        with ExitStack() as unless_open:
+            unless_open.callback(self.close)
+            self._migrate()
+            unless_open.pop_all()
 
     @contextmanager
     def reading(self) -> Generator[Connection]:
