@@ -171,6 +171,8 @@ class HttpTool:
     description: str = ""
     parameters: dict[str, object] = field(default_factory=dict[str, object])
     """JSON schema; a dataset row's own `tools` entry of the same name wins."""
+    rate_limit: float | None = None
+    """Calls per second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from agentrft.core.config import HttpTool
 from agentrft.core.errors import ConfigError, ToolError, UserError
-from agentrft.core.job import REDACTED
 from agentrft.core.protocols import Environment, OpenEnvironment
 from agentrft.core.task import Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import ToolResult, Trajectory
@@ -149,32 +148,6 @@ class HttpEnvironment:
             self._held = None
 
 
-def redacted_tools(tools: Sequence[HttpTool]) -> tuple[tuple[HttpTool, ...], dict[str, str]]:
-    """Return the tools without header values, and the values by path, `tools[0].headers.X-Key`."""
-    secrets = {
-        f"tools[{index}].headers.{name}": value
-        for index, tool in enumerate(tools)
-        for name, value in tool.headers.items()
-    }
-    return tools_with_secrets(tools, dict.fromkeys(secrets, REDACTED)), secrets
-
-
-def tools_with_secrets(
-    tools: Sequence[HttpTool], secrets: Mapping[str, str]
-) -> tuple[HttpTool, ...]:
-    """Put header values back where `redacted_tools` took them from."""
-    return tuple(
-        replace(
-            tool,
-            headers={
-                name: secrets.get(f"tools[{index}].headers.{name}", value)
-                for name, value in tool.headers.items()
-            },
-        )
-        for index, tool in enumerate(tools)
-    )
-
-
 class CombinedEnvironment:
     """Several environments that act as one; a call goes to the one that has the tool."""
 
@@ -246,6 +219,7 @@ def _endpoint(tool: HttpTool, policy: EgressPolicy, *, wait: Wait, timeout_s: fl
             tool.server_url,
             headers=tool.headers,
             policy=policy,
+            rate_limit=tool.rate_limit,
             timeout_s=timeout_s,
             wait=wait,
         )

@@ -23,6 +23,7 @@ from agentrft.server import (
     events,
     files,
     health,
+    jobs,
     models,
     openapi_page,
     responses,
@@ -42,6 +43,7 @@ _LOG = logging.getLogger("agentrft.server")
 _ROUTERS = (
     events.routes,
     files.routes,
+    jobs.routes,
     checkpoints.routes,
     evaluations.routes,
     models.routes,

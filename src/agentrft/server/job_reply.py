@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
+from agentrft.core.config import HttpTool
 from agentrft.core.job import (
     FineTuningJob,
     FineTuningMethod,
@@ -129,15 +130,20 @@ def _method(method: FineTuningMethod, settings: Mapping[str, Any]) -> dict[str, 
     return {
         "hyperparameters": settings,
         "grader": method.grader,
-        "tools": [
-            {"name": tool.name, "server_url": tool.server_url, "headers": tool.headers}
-            for tool in method.tools
-        ],
+        "tools": [_tool(tool) for tool in method.tools],
         "response_format": None
         if answer is None
         else {"type": "json_schema", "json_schema": answer},
         "max_episode_steps": method.max_episode_steps,
     }
+
+
+def _tool(tool: HttpTool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"name": tool.name, "server_url": tool.server_url}
+    shown["headers"] = tool.headers
+    if tool.rate_limit is not None:
+        shown["rate_limit"] = tool.rate_limit
+    return shown
 
 
 def _seconds(time: float | None) -> int | None:

@@ -12,7 +12,6 @@ from typing import Any, cast
 from agentrft.core.config import HttpTool
 from agentrft.core.errors import ConfigError, DataError
 from agentrft.core.job import (
-    REDACTED,
     FineTuningJob,
     FineTuningMethod,
     ReinforcementMethod,
@@ -22,6 +21,7 @@ from agentrft.egress.client import check_headers
 from agentrft.egress.errors import AddressRefusedError, HeaderRefusedError
 from agentrft.graders.build import build_grader
 from agentrft.graders.wire import normalised
+from agentrft.rollout.http_tools import redacted_tools
 from agentrft.server.context import Server
 from agentrft.server.errors import bad_request
 from agentrft.server.job_wire import (
@@ -33,7 +33,7 @@ from agentrft.server.job_wire import (
     ToolBody,
 )
 from agentrft.store.errors import NotFoundError
-from agentrft.store.jsonl import check_rows
+from agentrft.store.rows import check_rows
 
 _AT = "method.reinforcement"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -166,7 +166,6 @@ def _tools(
     server: Server, entries: Sequence[ToolBody]
 ) -> tuple[tuple[HttpTool, ...], dict[str, str]]:
     tools: list[HttpTool] = []
-    secrets: dict[str, str] = {}
     for number, entry in enumerate(entries):
         at = f"{_AT}.tools[{number}]"
         if any(tool.name == entry.name for tool in tools):
@@ -181,10 +180,15 @@ def _tools(
             ) from None
         except HeaderRefusedError as refusal:
             raise bad_request(f"Tool {entry.name!r}: {refusal}.", f"{at}.headers") from None
-        secrets |= {f"tools[{number}].headers.{name}": value for name, value in headers.items()}
-        redacted = dict.fromkeys(headers, REDACTED)
-        tools.append(HttpTool(name=entry.name, server_url=entry.server_url, headers=redacted))
-    return tuple(tools), secrets
+        tools.append(
+            HttpTool(
+                name=entry.name,
+                server_url=entry.server_url,
+                headers=headers,
+                rate_limit=entry.rate_limit,
+            )
+        )
+    return redacted_tools(tools)
 
 
 def _response_format(given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -243,9 +247,21 @@ def _check_files(
                 f"invalid_{param}",
             )
         try:
-            check_rows(server.home.files.path(file), kind, tools=offered)
+            count = check_rows(
+                server.home.files.path(file),
+                kind,
+                validation=param == "validation_file",
+                tools=offered,
+            )
         except DataError as error:
             raise bad_request(str(error), param, f"invalid_{param}") from None
+        if offered and count.with_tools < count.rows:
+            raise bad_request(
+                f"{count.rows - count.with_tools} of {count.rows} rows list no tools; each row must "
+                "list, with its schema, every tool that it may use.",
+                param,
+                f"invalid_{param}",
+            )
 
 
 def _offered(method: FineTuningMethod | None) -> frozenset[str] | None:

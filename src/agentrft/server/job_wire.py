@@ -94,10 +94,10 @@ class DpoBody(Body):
 class ToolBody(Body):
     """A tool by URL."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     server_url: Annotated[str, Field(min_length=1, max_length=2048)]
     headers: dict[str, str] | None = None
-    rate_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    rate_limit: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] | None = None
     """Calls per second."""
 
 
