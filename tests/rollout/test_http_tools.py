@@ -15,6 +15,7 @@ from agentrft.core.errors import ConfigError, ToolError, UserError
 from agentrft.core.grade import GradedTrajectory, Outcome
 from agentrft.core.task import Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import ToolResult, Trajectory
+from agentrft.egress.policy import EgressPolicy
 from agentrft.graders.fixed import FixedGrader
 from agentrft.rollout.environment import Environment, python_environment
 from agentrft.rollout.episode import run_episode
@@ -97,6 +98,7 @@ def test_a_call_is_sent_as_the_contract_says(server: ToolServer) -> None:
         "item": {"reference": "R-1", "messages": [{"role": "user", "content": "hello"}]},
     }
     assert request.headers["Authorization"] == SECRET
+    assert request.headers["Idempotency-Key"] == "trace_ab:call_12"
     assert (result.call_id, result.name, result.content, result.is_error) == (
         "call_12",
         "search",
@@ -159,6 +161,11 @@ def test_the_output_of_a_4xx_is_shown_and_headers_it_echoes_are_not(server: Tool
     server.replies["/search"] = [Reply(json.dumps({"output": f"bad key {SECRET}"}), 401)]
     result = send(http_environment([an_entry(server)]))
     assert result.content == "Error: 401: bad key [redacted]"
+
+
+def test_a_result_that_echoes_a_header_is_shown_without_it(server: ToolServer) -> None:
+    server.replies["/search"] = [Reply(json.dumps({"output": f"you are {SECRET}"}))]
+    assert send(http_environment([an_entry(server)])).content == "you are [redacted]"
 
 
 def test_a_5xx_is_tried_three_more_times_and_then_drops_the_rollout(server: ToolServer) -> None:
@@ -323,6 +330,28 @@ def test_wrong_entries_are_refused_before_anything_runs(server: ToolServer) -> N
     with pytest.raises(ConfigError, match="header 'X-Key' must be printable") as caught:
         http_environment([an_entry(server, headers={"X-Key": "hunter22\n"})])
     assert "hunter22" not in str(caught.value)
+    with pytest.raises(ConfigError, match="server_url leads to 169.254.169.254"):
+        http_environment([an_entry(server, server_url="http://169.254.169.254/")])
+
+
+def test_the_policy_decides_where_a_tool_may_live(server: ToolServer) -> None:
+    shared = EgressPolicy(multi_project=True)
+    with pytest.raises(ConfigError, match="an administrator can allow '127.0.0.1:"):
+        http_environment([an_entry(server)], policy=shared)
+    vouched = replace(shared, allowed=frozenset({server.url.removeprefix("http://")}))
+    assert send(http_environment([an_entry(server)], policy=vouched)).content == "ok"
+
+
+def test_a_name_that_leads_astray_drops_the_rollout(server: ToolServer) -> None:
+    async def astray(host: str, port: int) -> tuple[str, ...]:
+        return ("127.0.0.1",)
+
+    entry = an_entry(server, server_url=server.url.replace("127.0.0.1", "tools.example"))
+    tools = http_environment([entry], policy=EgressPolicy(resolve=astray))
+    script = [calls(("search", {"q": "x"})), says("sorry")]
+    graded = roll(tools, script, a_task())
+    assert graded.outcome is Outcome.INFRASTRUCTURE_FAULT
+    assert server.requests == []
 
 
 class Desk(Environment):

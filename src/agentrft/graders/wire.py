@@ -1,4 +1,4 @@
-"""The grader object as the API shows it: names filled in, header values taken out and put back."""
+"""The grader object as the API shows it: names filled in and header values taken out."""
 
 import hashlib
 import json
@@ -32,13 +32,6 @@ def normalised(config: Config, path: str = "grader") -> tuple[dict[str, Any], di
     for key, part in shown.get("graders", {}).items():
         part["name"] = part.get("name") or key
     return shown, secrets
-
-
-def with_secrets(
-    config: Config, secrets: Mapping[str, str], path: str = "grader"
-) -> dict[str, Any]:
-    """Put header values back where `normalised` took them from."""
-    return _with_headers(config, path, secrets.get)
 
 
 def _with_headers(config: Config, path: str, change: Callable[[str, str], str]) -> dict[str, Any]:

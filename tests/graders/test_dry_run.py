@@ -1,0 +1,131 @@
+import asyncio
+from typing import Any
+
+import pytest
+from raw_server import reply, serving
+
+from agentrft.core.errors import ConfigError
+from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.dry_run import ERROR_FAMILIES, GraderRun, run_grader
+
+CHECK = {
+    "type": "string_check",
+    "name": "city",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.reference}}",
+    "operation": "eq",
+}
+FLAGS = """formula_parse_error sample_parse_error sample_parse_error_details
+truncated_observation_error unresponsive_reward_error invalid_variable_error
+invalid_variable_error_details other_error python_grader_server_error
+python_grader_server_error_type python_grader_runtime_error python_grader_runtime_error_details
+model_grader_server_error model_grader_server_error_details model_grader_refusal_error
+model_grader_refusal_error_details model_grader_parse_error model_grader_parse_error_details
+model_grader_exceeded_max_tokens_error endpoint_grader_internal_error
+endpoint_grader_internal_error_details endpoint_grader_server_error
+endpoint_grader_server_error_details endpoint_grader_safety_check_error""".split()
+
+
+def run(config: dict[str, Any], item: dict[str, Any], sample: str) -> GraderRun:
+    return asyncio.run(run_grader(config, item, sample, "trace_ab", EgressPolicy()))
+
+
+def errors(given: GraderRun) -> dict[str, Any]:
+    """What the reply says went wrong, flags that are off left out."""
+    shown: dict[str, Any] = given.reply()["metadata"]["errors"]
+    assert set(shown) == set(FLAGS)
+    return {name: value for name, value in shown.items() if value}
+
+
+def test_a_run_answers_with_every_field_of_the_contract() -> None:
+    given = run(CHECK, {"reference": "Paris"}, "Paris")
+    answer = given.reply()
+    assert set(answer) == {
+        "reward",
+        "sub_rewards",
+        "model_grader_token_usage_per_model",
+        "metadata",
+    }
+    assert answer["reward"] == 1.0
+    metadata = answer["metadata"]
+    assert (metadata["name"], metadata["type"], metadata["token_usage"]) == (
+        "city",
+        "string_check",
+        None,
+    )
+    assert metadata["execution_time"] >= 0
+    assert metadata["sampled_model_name"] is None
+    assert errors(given) == {}
+
+
+def test_the_parts_of_a_formula_are_shown() -> None:
+    config = {"type": "multi", "graders": {"a": CHECK}, "calculate_output": "0.5 * a"}
+    answer = run(config, {"reference": "Paris"}, "Paris").reply()
+    assert (answer["reward"], answer["sub_rewards"]) == (0.5, {"a": 1.0})
+    assert answer["metadata"]["scores"] == {"a": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "reward", "family", "details"),
+    [
+        (
+            {**CHECK, "reference": "{{item.capital}}"},
+            None,
+            "invalid_variable_error",
+            "no 'capital'",
+        ),
+        (
+            {**CHECK, "input": "{{sample.output_tools[0].id}}"},
+            0.0,
+            "invalid_variable_error",
+            "output has no",
+        ),
+        ({**CHECK, "input": "{{sample.output_json.x}}"}, 0.0, "sample_parse_error", "not JSON"),
+        (
+            {"type": "multi", "graders": {"a": CHECK}, "calculate_output": "1 / a"},
+            None,
+            "formula_parse_error",
+            "",
+        ),
+    ],
+)
+def test_an_error_raises_the_flag_of_its_family(
+    config: dict[str, Any], reward: float | None, family: str, details: str
+) -> None:
+    given = run(config, {"reference": "Paris"}, "Rome")
+    shown = errors(given)
+    assert given.reply()["reward"] == reward
+    assert shown.pop(family) is True
+    assert details in shown.pop(f"{family}_details", "")
+    assert shown == {}
+
+
+def test_an_endpoint_is_asked_with_the_trace_id_and_its_failure_is_no_zero() -> None:
+    async def scenario() -> None:
+        async with serving(reply('{"score": 0.5}'), reply("x" * 2_000_000)) as server:
+            config = {"type": "endpoint", "name": "g", "url": server.url}
+            good = await run_grader(config, {"a": 1}, '{"b": 2}', "trace_ab", EgressPolicy())
+            assert good.reply()["reward"] == 0.5
+            body = server.requests[0].body
+            assert (body["trace_id"], body["item"]) == ("trace_ab", {"a": 1})
+            assert body["sample"]["output_json"] == {"b": 2}
+            assert body["sample"]["output_tools"] == []
+            huge = {"a": "x" * 2_000_000}
+            bad = await run_grader(config, huge, "text", "trace_ab", EgressPolicy())
+            assert bad.reply()["reward"] is None
+            assert errors(bad)["endpoint_grader_internal_error"] is True
+
+    asyncio.run(scenario())
+
+
+def test_a_wrong_object_is_refused_by_its_path() -> None:
+    with pytest.raises(ConfigError, match="grader.type is missing"):
+        run({"name": "x"}, {}, "")
+    with pytest.raises(ConfigError, match="grader is empty"):
+        run({}, {}, "")
+    with pytest.raises(ConfigError, match="grader.url leads to 169.254.169.254"):
+        run({"type": "endpoint", "url": "http://169.254.169.254/"}, {}, "")
+
+
+def test_every_flag_has_a_family() -> None:
+    assert set(ERROR_FAMILIES) <= set(FLAGS)
