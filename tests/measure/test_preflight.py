@@ -1,5 +1,7 @@
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -285,3 +287,10 @@ def test_numbers_are_json() -> None:
 def test_no_two_rules_of_a_level_look_at_the_same() -> None:
     checks = [(rule.level, rule.check) for rule in RULES]
     assert len(set(checks)) == len(checks)
+
+
+def test_the_docs_list_exactly_these_rules() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "fine_tuning_api.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| (fail|warn) \|", text, re.MULTILINE)
+    assert len(set(listed)) == len(listed)
+    assert set(listed) == {(rule.code, rule.level) for rule in RULES}
