@@ -64,7 +64,7 @@ def test_a_demonstration_links_results_to_calls(tmp_path: Path) -> None:
         ('{"messages": [}', "line 1: column 15: not valid JSON"),
         ("[]", "line 1: is a list; each line must be a JSON object"),
         ('{"messages": NaN}', "line 1: NaN is not JSON"),
-        ("[" * 100_000, "line 1: nested too deeply"),
+        ("[" * 100_000, "line 1: nested deeper than 64"),
         (r'{"messages": [], "x": "\ud800"}', "half of a surrogate pair"),
         ({}, "line 1: field 'messages': missing or empty"),
         ({"messages": []}, "field 'messages': missing or empty"),
@@ -110,7 +110,10 @@ def test_a_bad_task_is_named_by_line_and_field(tmp_path: Path, row: Any, complai
             asking(CALL | {"function": {"name": "get", "arguments": {"id": 1}}}),
             "arguments': expected text, got an object",
         ),
-        (asking(CALL | {"function": {"name": "get", "arguments": "{"}}), "arguments': not JSON"),
+        (
+            asking(CALL | {"function": {"name": "get", "arguments": "{"}}),
+            "arguments': column 2: not valid JSON",
+        ),
         (asking(CALL | {"function": {"name": "get", "arguments": "3"}}), "JSON of an object"),
         (asking(CALL | {"id": "c9"}), r"messages\[2\].tool_call_id': 'c1' answers no earlier"),
     ],
@@ -128,12 +131,42 @@ def test_repeated_ids_name_both_lines(tmp_path: Path) -> None:
         read_tasks(written(tmp_path, row, "", row))
 
 
+def test_numbered_rows_may_repeat_and_their_ids_mean_nothing(tmp_path: Path) -> None:
+    row = {"id": 3, "family": {}, "messages": [USER]}
+    file = written(tmp_path, row, "", row)
+    assert [(task.id, task.family) for task in read_tasks(file, numbered=True)] == [
+        ("row-1", ""),
+        ("row-3", ""),
+    ]
+    ids = [row.id for row in read_demonstrations(written(tmp_path, asking(CALL)), numbered=True)]
+    assert ids == ["row-1"]
+
+
+def test_a_weight_of_zero_keeps_a_message_from_being_imitated(tmp_path: Path) -> None:
+    messages = [
+        USER,
+        {"role": "assistant", "content": "a", "weight": 0},
+        USER,
+        {"role": "assistant", "content": "b", "weight": 1},
+        USER,
+        {"role": "assistant", "content": "c"},
+    ]
+    (demonstration,) = read_demonstrations(written(tmp_path, {"messages": messages}))
+    assert demonstration.imitated == (False, True, True)
+
+
+@pytest.mark.parametrize("key", ["id", "family"])
+def test_a_label_that_a_database_could_not_hold_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(DataError, match=f"field '{key}': has control characters"):
+        read_tasks(written(tmp_path, {"messages": [USER], key: "a\0b"}))
+
+
 def test_the_first_five_problems_come_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_tasks(written(tmp_path, *[{} for _ in range(9)]))
     lines = str(caught.value).splitlines()
     assert [f"line {n}" in line for n, line in enumerate(lines[:5], start=1)] == [True] * 5
-    assert "there may be more" in lines[5]
+    assert lines[5] == "and 4 more lines with problems"
 
 
 @pytest.mark.parametrize(
