@@ -169,8 +169,8 @@ class LeasedJob:
                 checkpoint = await self._reinforced(model, resolved)
             else:
                 checkpoint = await self._imitated(model, resolved, files)
-        if self._reason is Interruption.CANCEL:
-            raise Stopped(f"job {self._record.id} was cancelled in its last step")
+        if self._work.abandoned:
+            raise Stopped(f"job {self._record.id} was called off in its last step")
         self._succeed(checkpoint)
 
     async def _reinforced(self, model: ServedModel, resolved: Resolved) -> Checkpoint:
