@@ -181,6 +181,9 @@ def test_supervised_jobs_need_ten_rows_with_something_to_learn_in_the_context() 
     assert (few.go, few.code, few.param) == (False, "invalid_training_file", "training_file")
     nothing = judge(replace(whole, lengths=length_facts([beyond] * 10, limit_tokens=3)))
     assert (nothing.go, nothing.code) == (False, "invalid_training_file")
+    assert judge(replace(whole, lengths=length_facts([], limit_tokens=3))) == replace(
+        nothing, warnings=nothing.warnings[1:]
+    )
 
 
 def test_a_tool_is_dead_if_it_answers_nothing_or_only_that_nobody_lives_there() -> None:

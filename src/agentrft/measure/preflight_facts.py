@@ -52,7 +52,7 @@ class LengthFacts:
     rendered: int
     """Rows that have something to imitate at all."""
     limit_tokens: int
-    mean_tokens: float
+    mean_tokens: float | None
     longest_tokens: int
     cut: int
     """Rows longer than the limit."""
@@ -184,8 +184,8 @@ def length_facts(action_masks: Sequence[Sequence[bool]], limit_tokens: int) -> L
     return LengthFacts(
         rendered=len(lengths),
         limit_tokens=limit_tokens,
-        mean_tokens=sum(lengths) / len(lengths),
-        longest_tokens=max(lengths),
+        mean_tokens=_mean([float(length) for length in lengths]),
+        longest_tokens=max(lengths, default=0),
         cut=sum(length > limit_tokens for length in lengths),
         unlearnable=sum(not any(mask[:limit_tokens]) for mask in action_masks),
     )
