@@ -12,6 +12,7 @@ from typing import Any, cast
 from agentrft.core.config import HttpTool
 from agentrft.core.errors import ConfigError, DataError
 from agentrft.core.job import (
+    REDACTED,
     FineTuningJob,
     FineTuningMethod,
     ReinforcementMethod,
@@ -21,7 +22,6 @@ from agentrft.egress.client import check_headers
 from agentrft.egress.errors import AddressRefusedError, HeaderRefusedError
 from agentrft.graders.build import build_grader
 from agentrft.graders.wire import normalised
-from agentrft.rollout.http_tools import redacted_tools
 from agentrft.server.context import Server
 from agentrft.server.errors import bad_request
 from agentrft.server.job_wire import (
@@ -166,6 +166,7 @@ def _tools(
     server: Server, entries: Sequence[ToolBody]
 ) -> tuple[tuple[HttpTool, ...], dict[str, str]]:
     tools: list[HttpTool] = []
+    secrets: dict[str, str] = {}
     for number, entry in enumerate(entries):
         at = f"{_AT}.tools[{number}]"
         if any(tool.name == entry.name for tool in tools):
@@ -180,15 +181,16 @@ def _tools(
             ) from None
         except HeaderRefusedError as refusal:
             raise bad_request(f"Tool {entry.name!r}: {refusal}.", f"{at}.headers") from None
+        secrets |= {f"tools[{number}].headers.{name}": value for name, value in headers.items()}
         tools.append(
             HttpTool(
                 name=entry.name,
                 server_url=entry.server_url,
-                headers=headers,
+                headers=dict.fromkeys(headers, REDACTED),
                 rate_limit=entry.rate_limit,
             )
         )
-    return redacted_tools(tools)
+    return tuple(tools), secrets
 
 
 def _response_format(given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
