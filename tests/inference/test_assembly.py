@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrft.core.errors import UserError
 from agentrft.core.task import Message, ToolCall, ToolSpec
 from agentrft.core.trajectory import FinishReason
 from agentrft.inference.assembly import TurnAssembler
@@ -16,13 +17,26 @@ from agentrft.inference.renderer import ChatRenderer, load_renderer
 Renderers = Mapping[str, ChatRenderer]
 FAMILIES = ("smollm2", "qwen2", "qwen3", "llama3", "template")
 USER = (Message(role="user", content="hi"),)
-GET_ORDER = ToolSpec(name="get_order", description="Look up.", parameters={"type": "object"})
+GET_ORDER = ToolSpec(
+    name="get_order",
+    description="Look up.",
+    parameters={"properties": {"order_id": {"type": "string"}}, "required": ["order_id"]},
+)
 CALL = '<tool_call>{"name": "get_order", "arguments": {"order_id": "W1"}}</tool_call>'
 
 pieces = st.one_of(
     st.sampled_from(
         [
-            *("<tool_call>", "</tool_call>", "<think>", "</think>", "<", "</", "<tool_", "|im_end|>"),
+            *(
+                "<tool_call>",
+                "</tool_call>",
+                "<think>",
+                "</think>",
+                "<",
+                "</",
+                "<tool_",
+                "|im_end|>",
+            ),
             *('{"name": "get_order", "arguments": {"order_id": "W1"}}', "{", "}", '{"name": "a"}'),
             *('{"name": "a", "arguments": {"t": "</tool_call>"}}', CALL, "</s>", "<|eot_id|>"),
             *(" ", "\n\n", "naïve 漢字 🎉🏽", "\ufffd", "Let me look. ", "order 1234"),
@@ -72,8 +86,8 @@ def completions(draw: st.DrawFn, renderer: ChatRenderer) -> tuple[int, ...]:
         ids += draw(st.lists(st.integers(0, max(stops)), max_size=3))
         if draw(st.booleans()):
             # Marks as control tokens, where the family has them.
-            ids += renderer.call_opening((), "get_order") if renderer.marks[0] != "</s>" else ()
-            ids += renderer.encode(draw(st.sampled_from([' {"a": 1}}', " {", " {}}\n"])))
+            ids += renderer.call_opening(GET_ORDER) if renderer.marks[0] != "</s>" else ()
+            ids += renderer.encode(draw(st.sampled_from([' "W1"}}', " 1}", " {}}}\n"])))
     end = next((n for n, token in enumerate(ids, 1) if token in renderer.stop_token_ids), None)
     return tuple(ids[:end])
 
@@ -126,10 +140,8 @@ def test_a_stop_string_ends_the_text_before_it(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@given(text=st.text(max_size=30), data=st.data())
-def test_no_piece_holds_half_a_character(
-    renderers: Renderers, family: str, text: str, data: st.DataObject
-) -> None:
+@given(text=st.text(max_size=30))
+def test_no_piece_holds_half_a_character(renderers: Renderers, family: str, text: str) -> None:
     renderer = renderers[family]
     text = f"漢{text.replace(chr(0xFFFD), '')}🎉🏽".replace("{", "").replace("<", "")
     ids = renderer.encode(text)
@@ -137,7 +149,6 @@ def test_no_piece_holds_half_a_character(
     seen = "".join(delta.text for token in ids for delta in assembler.push(token))
     assert "\ufffd" not in seen
     assert renderer.decode(ids).strip() == seen
-    del data
 
 
 def streamed(renderer: ChatRenderer, text: str) -> list[str]:
@@ -189,8 +200,8 @@ def test_a_call_that_was_cut_is_text_and_the_reason_is_length(renderers: Rendere
 def test_one_call_at_a_time_is_done_after_the_first(renderers: Renderers) -> None:
     for family in ("smollm2", "qwen2", "qwen3"):
         renderer = renderers[family]
-        opening = renderer.call_opening((GET_ORDER,), "get_order")
-        rest = renderer.encode(' {"order_id": "W1"}}')
+        opening = renderer.call_opening(GET_ORDER)
+        rest = renderer.encode(' "W1"}}')
         close = tuple(i for i in opening_close(renderer) if i not in renderer.stop_token_ids)
         ids = (*opening, *rest, *close, *opening, *rest, *close)
         _, message, finish, assembler = answer(
@@ -208,8 +219,7 @@ def opening_close(renderer: ChatRenderer) -> tuple[int, ...]:
     call = ToolCall(id="", name="get_order", arguments="{}")
     ids, _ = renderer.demonstration([*USER, Message(role="assistant", tool_calls=(call,))], ())
     text = renderer.decode(ids)
-    closing = len(renderer.encode("}")) and text.rfind("</tool_call>")
-    assert closing > 0
+    assert text.count("</tool_call>") == 1
     tag = next((i for i in ids if renderer.decode([i]) == "</tool_call>"), None)
     return (tag,) if tag is not None else renderer.encode("</tool_call>")
 
@@ -225,28 +235,47 @@ def test_where_no_tool_may_be_called_a_call_is_text(renderers: Renderers) -> Non
 
 
 @pytest.mark.parametrize("family", ["smollm2", "qwen2", "qwen3", "llama3"])
-@pytest.mark.parametrize("name", ["get_order", None])
+@pytest.mark.parametrize("tool", [GET_ORDER, None])
 def test_a_forced_opening_is_part_of_the_call(
-    renderers: Renderers, family: str, name: str | None
+    renderers: Renderers, family: str, tool: ToolSpec | None
 ) -> None:
     renderer = renderers[family]
     call = ToolCall(id="", name="get_order", arguments='{"order_id": "W1"}')
     ids, mask = renderer.demonstration([*USER, Message(role="assistant", tool_calls=(call,))], ())
     whole = renderer.decode([token for token, sampled in zip(ids, mask, strict=True) if sampled])
-    opening = renderer.call_opening((GET_ORDER,), name)
+    opening = renderer.call_opening(tool)
     begun = renderer.decode(opening)
     assert whole.startswith(begun)
-    assert ("get_order" in begun) == (name is not None)
+    assert begun.endswith('{"order_id":' if tool else ":")
     prompt = renderer.start(USER, (GET_ORDER,))
     assembler = TurnAssembler(renderer, prompt, (GET_ORDER,), forced_ids=opening)
     action = [token for token, sampled in zip(ids, mask, strict=True) if sampled]
-    # The action continues where the opening ends; tags stay tokens where they are.
-    rest = [token for n, token in enumerate(action) if len(renderer.decode(action[:n])) >= len(begun)]
+    # The action goes on where the opening ends, if need be in the middle of a token.
+    reached = next(n for n in range(99) if renderer.decode(action[:n]).startswith(begun))
+    split = renderer.decode(action[:reached])[len(begun) :]
+    rest = [*renderer.encode(split), *action[reached:]]
     deltas = [delta for token in rest for delta in assembler.push(token)]
     last, message, finish = assembler.finish(FinishReason.STOP)
     assert put_together([*deltas, *last]) == message
     assert [(c.name, c.arguments) for c in message.tool_calls] == [("get_order", call.arguments)]
     assert finish == "tool_calls"
+
+
+def test_a_call_begins_as_far_as_the_schema_says(renderers: Renderers) -> None:
+    renderer = renderers["smollm2"]
+    for schema, begun in (
+        ({}, "{}"),
+        ({"properties": {"a": {}}}, "{"),
+        ({"properties": {"a": {}, "b": {}}, "required": ["b"]}, '{"b":'),
+    ):
+        tool = ToolSpec(name="x", description="", parameters=schema)
+        text = renderer.decode(renderer.call_opening(tool))
+        assert text == f'<tool_call>{{"name": "x", "arguments": {begun}'
+
+
+def test_a_family_without_calls_cannot_be_forced(renderers: Renderers) -> None:
+    with pytest.raises(UserError, match="cannot force a tool call"):
+        renderers["template"].call_opening(GET_ORDER)
 
 
 def test_the_real_tokenizer_streams_every_script(smollm2_folder: Path) -> None:

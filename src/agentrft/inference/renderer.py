@@ -142,30 +142,33 @@ class ChatRenderer:
         )
         return ParsedTurn(message=message, parse_failures=tuple(failures))
 
-    def call_opening(self, tools: Sequence[ToolSpec], name: str | None) -> tuple[int, ...]:
-        """Return ids with which a call begins: of the named tool up to its arguments, or of any.
+    def call_opening(self, tool: ToolSpec | None) -> tuple[int, ...]:
+        """Return ids with which a call begins: of this tool up to its first argument, or of any.
 
         Raises UserError for families that write calls in a way that cannot be begun.
         """
-        call = ToolCall(id="call_0", name=name or _ANY_TOOL, arguments="{}")
+        name = _ANY_TOOL if tool is None else tool.name
+        call = ToolCall(id="call_0", name=name, arguments="{}")
         conversation = (
             Message(role="user", content="?"),
             Message(role="assistant", tool_calls=(call,)),
         )
+        quoted = json.dumps(name, ensure_ascii=False)
         try:
-            text = self.decode(self._action(conversation, tools))
-        except (UserError, IndexError) as error:
-            raise UserError(f"this model's chat format has no tool calls: {error}") from error
-        quoted = json.dumps(call.name, ensure_ascii=False)
-        before, found, after = text.partition(quoted)
-        between, arguments, _ = after.rpartition("{}")
-        if not found or not arguments:
+            before, _, after = self.decode(self._action(conversation, ())).partition(quoted)
+        except DataError:
+            after = ""
+        between, found, _ = after.rpartition("{}")
+        if not found:
             raise UserError(
                 "this model's chat format cannot force a tool call; use tool_choice 'auto'"
             )
         # Without the blank before a value: models write it together with what follows.
-        opening = before if name is None else before + self._tokenizer.escape(quoted) + between
-        return tuple(self._tokenizer.encode(opening.rstrip(" ")))
+        opening = before.rstrip(" ")
+        if tool is not None:
+            arguments = self._tokenizer.escape(_arguments_opening(tool.parameters))
+            opening = f"{before}{self._tokenizer.escape(quoted)}{between}{arguments}"
+        return tuple(self._tokenizer.encode(opening))
 
     def demonstration(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec]
@@ -295,6 +298,15 @@ class ChatRenderer:
         if isinstance(value, list | tuple):
             return [self._escaped(part) for part in cast(Sequence[Any], value)]
         return value
+
+
+def _arguments_opening(schema: Mapping[str, Any]) -> str:
+    """Return the beginning of an object of this schema, up to the value of what it must hold."""
+    properties: Mapping[str, Any] = schema.get("properties") or {}
+    required = [name for name in schema.get("required") or () if name in properties]
+    if required:
+        return f"{{{json.dumps(required[0], ensure_ascii=False)}:"
+    return "{" if properties else "{}"
 
 
 def _read(record: "ParsedToolCall", call_id: str) -> ToolCall | ParseFailure:

@@ -1,12 +1,13 @@
 """Models open for chat: one engine each, weights proven, those used least recently closed."""
 
 import asyncio
+import json
 import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentrft.core.config import EngineConfig
@@ -39,6 +40,8 @@ _ANSWER_S = 600.0
 """An answer that takes longer ends as if it had reached its length."""
 _PATIENCE_S = 60.0
 """How long a request waits for another model's engine to become idle."""
+_NAME_TOKENS = 24
+"""Enough for the name of a tool."""
 _LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot write."""
 
@@ -57,7 +60,7 @@ class ServedModel:
         """Answer piece by piece. Raises UserError for what the model cannot do."""
         tools = () if request.tool_choice == "none" else request.tools
         prompt_ids = self.renderer.start(request.messages, tools)
-        forced_ids = self._forced(request, tools)
+        forced_ids = await self._forced(request, tools, prompt_ids)
         one_call = isinstance(request.tool_choice, ToolName) or not request.parallel_tool_calls
         assembler = TurnAssembler(
             self.renderer,
@@ -93,20 +96,41 @@ class ServedModel:
             cached_tokens=cached_tokens,
         )
 
-    def _forced(self, request: ChatRequest, tools: Sequence[ToolSpec]) -> tuple[int, ...]:
+    async def _forced(
+        self, request: ChatRequest, tools: Sequence[ToolSpec], prompt_ids: tuple[int, ...]
+    ) -> tuple[int, ...]:
         """Return the beginning of the call that must be made, if one must."""
-        names = [tool.name for tool in tools]
         match request.tool_choice:
             case "auto" | "none":
                 return ()
-            case "required" if not names:
-                raise UserError("tool_choice is 'required' but the request has no tools; add some")
             case "required":
-                return self.renderer.call_opening(tools, names[0] if len(names) == 1 else None)
-            case ToolName(name=name) if name in names:
-                return self.renderer.call_opening(tools, name)
+                candidates = list(tools)
             case ToolName(name=name):
-                raise UserError(f"tool_choice names {name!r}, which is not among the tools")
+                candidates = [tool for tool in tools if tool.name == name]
+        if not candidates:
+            wanted = request.tool_choice
+            wanted = f"tool {wanted.name!r}" if isinstance(wanted, ToolName) else "any tool"
+            raise UserError(f"tool_choice asks for {wanted}, and 'tools' has none; add it there")
+        if len(candidates) == 1:
+            return self.renderer.call_opening(candidates[0])
+        return await self._choose(request, candidates, prompt_ids)
+
+    async def _choose(
+        self, request: ChatRequest, tools: Sequence[ToolSpec], prompt_ids: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Return the opening of the tool whose name the model writes; if of none, of the likeliest."""
+        begun = (*prompt_ids, *self.renderer.call_opening(None))
+        written = await self.engine.sample(
+            replace(self._sample(request, begun), max_tokens=_NAME_TOKENS)
+        )
+        text = self.renderer.decode(written.token_ids).lstrip()
+        openings = [self.renderer.call_opening(tool) for tool in tools]
+        for tool, opening in zip(tools, openings, strict=True):
+            if text.startswith(json.dumps(tool.name, ensure_ascii=False)):
+                return opening
+        scored = await self.engine.score([(*prompt_ids, *opening) for opening in openings])
+        sums = [sum(row[len(prompt_ids) - 1 :]) for row in scored]
+        return openings[sums.index(max(sums))]
 
     def _sample(self, request: ChatRequest, prompt_ids: tuple[int, ...]) -> SampleRequest:
         room = self.context_tokens - len(prompt_ids)
