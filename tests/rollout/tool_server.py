@@ -43,6 +43,7 @@ class ToolServer:
 
         class Server(ThreadingHTTPServer):
             request_queue_size = 128
+
             def handle_error(self, request: object, client_address: object) -> None:
                 """Clients that hang up are part of the tests."""
 
