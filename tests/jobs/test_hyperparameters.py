@@ -110,6 +110,7 @@ def test_supervised_jobs_aim_at_fifty_steps_and_offer_a_checkpoint_per_epoch() -
     assert resolved.shown == {"batch_size": 4, "learning_rate_multiplier": 1.0, "n_epochs": 3}
     assert (resolved.steps, resolved.interval) == (48, 16)
     assert [step for step in range(1, 49) if resolved.looks_after(step)] == [16, 32, 48]
+    assert resolved.methods.supervised.trainer.optimizer.learning_rate == pytest.approx(5e-4)
     assert supervised(5000).shown["batch_size"] == 32
     assert supervised(3).shown == {
         "batch_size": 3,

@@ -12,7 +12,6 @@ from agentrft.core.config import (
     EvaluationConfig,
     Limits,
     Methods,
-    Optimizer,
     ReinforcementConfig,
     SupervisedConfig,
     TrainerConfig,
@@ -20,9 +19,6 @@ from agentrft.core.config import (
 from agentrft.core.errors import ConfigError
 from agentrft.core.job import FineTuningMethod, ReinforcementMethod, SupervisedMethod
 
-REINFORCEMENT_RATE = 2e-4
-SUPERVISED_RATE = 1e-3
-"""Learning rates at multiplier 1; the support desk was trained with them."""
 REINFORCEMENT_STEPS = 30
 SUPERVISED_STEPS = 50
 """Steps that `n_epochs` `auto` aims at."""
@@ -88,10 +84,12 @@ def _supervised(method: SupervisedMethod, limits: Limits, rows: int) -> Resolved
     multiplier = method.learning_rate_multiplier or 1.0
     steps = math.ceil(epochs * rows / batch_size)
     epoch_steps = min(math.ceil(rows / batch_size), steps)
-    config = SupervisedConfig(
+    default = SupervisedConfig()
+    config = replace(
+        default,
         steps=steps,
         batch_size=batch_size,
-        trainer=_trainer(SUPERVISED_RATE * multiplier),
+        trainer=_faster(default.trainer, multiplier),
         checkpoint_interval=CHECKPOINT_INTERVAL,
     )
     return Resolved(
@@ -119,11 +117,13 @@ def _reinforcement(
     steps = math.ceil(epochs * rows / batch_size)
     interval = min(method.eval_interval or max(1, _rounded(steps / VALIDATIONS)), steps)
     samples = method.eval_samples or 1
-    config = ReinforcementConfig(
+    default = ReinforcementConfig()
+    config = replace(
+        default,
         steps=steps,
         tasks_per_step=batch_size,
         group_size=min(max(2, _rounded(ROLLOUTS_PER_TASK * compute)), 64),
-        trainer=_trainer(REINFORCEMENT_RATE * multiplier),
+        trainer=_faster(default.trainer, multiplier),
         checkpoint_interval=CHECKPOINT_INTERVAL,
         validation_interval=interval if validation_rows else 0,
         validation_tasks=0,
@@ -185,9 +185,10 @@ def _epochs(steps: int, batch_size: int, rows: int) -> int:
     return min(max(1, _rounded(steps * batch_size / rows)), MOST_AUTO_EPOCHS)
 
 
-def _trainer(learning_rate: float) -> TrainerConfig:
-    # Every job trains the same adapter, so that one can go on where another ended.
-    return TrainerConfig(optimizer=Optimizer(learning_rate=learning_rate))
+def _faster(trainer: TrainerConfig, multiplier: float) -> TrainerConfig:
+    """Return the same trainer, and so the same adapter for all jobs, at another learning rate."""
+    rate = trainer.optimizer.learning_rate * multiplier
+    return replace(trainer, optimizer=replace(trainer.optimizer, learning_rate=rate))
 
 
 def _rounded(value: float) -> int:
