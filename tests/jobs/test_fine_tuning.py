@@ -55,8 +55,8 @@ def test_a_reinforcement_job_is_checked_given_back_trained_and_can_be_called(
     ]
     assert "Files validated, moving job to queued state" in messages(home)
     steps = [event for event in events(home) if event.kind == "metrics"]
-    assert [event.data["step"] for event in steps] == list(range(1, 9))
-    assert steps[0].message.startswith("Step 1/8")
+    assert [event.data["step"] for event in steps] == list(range(1, 11))
+    assert steps[0].message.startswith("Step 1/10")
     assert steps[0].data["valid_reward_mean"] is None
     assert steps[1].data["valid_reward_mean"] is not None
     assert home.store.run("ftjob-1").status is RunStatus.SUCCEEDED
@@ -72,7 +72,7 @@ def test_the_result_file_has_a_line_per_step(tmp_path: Path) -> None:
     assert file.purpose == "fine-tune-results"
     with home.files.path(file).open() as lines:
         rows = list(csv.DictReader(lines))
-    assert [row["step"] for row in rows] == [str(n) for n in range(1, 9)]
+    assert [row["step"] for row in rows] == [str(n) for n in range(1, 11)]
     assert rows[1]["full_valid_mean_reward"]
     assert not rows[0]["full_valid_mean_reward"]
 
@@ -83,7 +83,7 @@ def test_validation_rolls_out_every_task_as_often_as_asked(tmp_path: Path) -> No
     finished(home, FakeModel())
     records = home.store.read("ftjob-1", RolloutRecord, limit=1000).items
     validation = [record.step for record in records if record.split == "validation"]
-    assert sorted(validation) == [step for step in (2, 4, 6, 8) for _ in range(3 * 2)]
+    assert sorted(validation) == [step for step in (2, 4, 6, 8, 10) for _ in range(3 * 2)]
 
 
 def test_the_three_best_checkpoints_and_the_last_can_be_called(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_three_best_checkpoints_and_the_last_can_be_called(tmp_path: Path) -
     }
     best = sorted(rewards, key=lambda step: (rewards[step], step))[-3:]
     offered = {model.step for model in home.catalogue.of_job("ftjob-1") if not model.final}
-    assert set(best) <= offered <= {*best, 14, 16}
+    assert set(best) <= offered <= {*best, 18, 20}
     folders = {path.name for path in home.checkpoints("ftjob-1").iterdir()}
     assert folders == {Path(m.path).name for m in home.catalogue.of_job("ftjob-1")}
 
@@ -133,7 +133,7 @@ def test_messages_of_weight_zero_are_not_imitated(tmp_path: Path) -> None:
 
 def test_rows_may_repeat_and_call_their_fields_as_they_like(tmp_path: Path) -> None:
     home = a_home(tmp_path)
-    rows = [{**row, "id": 5, "family": ["x"]} for row in questions(1) * 8]
+    rows = [{**row, "id": 5, "family": ["x"]} for row in questions(1) * 10]
     submitted(home, rows=rows)
     assert finished(home, FakeModel()).job.status is JobStatus.SUCCEEDED, messages(home)
 
@@ -190,7 +190,7 @@ def test_pause_leaves_a_model_that_can_be_called_and_resume_ends_as_if_nothing_h
     carried_out(home, model)
     assert home.queue.get("ftjob-1").job.status is JobStatus.SUCCEEDED
     assert model.batches == straight.batches
-    assert [s.step for s in home.store.read("ftjob-1", StepMetrics).items] == list(range(1, 9))
+    assert [s.step for s in home.store.read("ftjob-1", StepMetrics).items] == list(range(1, 11))
 
 
 def test_a_pause_within_a_validation_finishes_it_on_resume(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_pause_within_a_validation_finishes_it_on_resume(tmp_path: Path) -> No
     home.queue.resume("ftjob-1", PROJECT)
     carried_out(home, model)
     reported = [e for e in events(home) if e.kind == "metrics"]
-    assert [e.step for e in reported] == list(range(1, 9))
+    assert [e.step for e in reported] == list(range(1, 11))
     assert reported[1].data["valid_reward_mean"] is not None
     assert reported[1].data["train_reward_mean"] is not None
 
@@ -268,7 +268,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing_more(tmp_path: Path) -> Non
 
 def test_a_broken_row_fails_the_job_and_names_file_and_line(tmp_path: Path) -> None:
     home, model = a_home(tmp_path), FakeModel()
-    rows = [*questions(3), {"messages": [{"role": "user"}]}]
+    rows = [*questions(11), {"messages": [{"role": "user"}]}]
     job = submitted(home, rows=rows)
     carried_out(home, model)
     failed = home.queue.get("ftjob-1").job
@@ -276,7 +276,7 @@ def test_a_broken_row_fails_the_job_and_names_file_and_line(tmp_path: Path) -> N
     assert failed.error is not None
     assert failed.error.code == "invalid_training_file"
     assert failed.error.param == "training_file"
-    assert f"{job.training_file} line 4" in failed.error.message
+    assert f"{job.training_file}: line 12" in failed.error.message
     assert str(tmp_path) not in failed.error.message
     assert home.store.run("ftjob-1").status is RunStatus.FAILED
 
@@ -294,7 +294,7 @@ def test_a_file_that_is_gone_fails_the_job(tmp_path: Path) -> None:
 
 def test_a_grader_that_says_the_same_of_everything_fails_before_any_step(tmp_path: Path) -> None:
     home, model = a_home(tmp_path), FakeModel()
-    submitted(home, rows=questions(8, answer="perhaps"))
+    submitted(home, rows=questions(10, answer="perhaps"))
     carried_out(home, model)
     failed = home.queue.get("ftjob-1").job
     assert failed.status is JobStatus.FAILED
@@ -306,7 +306,7 @@ def test_a_grader_that_says_the_same_of_everything_fails_before_any_step(tmp_pat
 
 def test_warnings_of_the_checks_may_be_all_that_happens(tmp_path: Path) -> None:
     home, model = a_home(tmp_path), FakeModel()
-    submitted(home, rows=questions(8, answer="perhaps"), metadata={"preflight": "warn"})
+    submitted(home, rows=questions(10, answer="perhaps"), metadata={"preflight": "warn"})
     carried_out(home, model)
     assert home.queue.get("ftjob-1").job.status is JobStatus.QUEUED
     assert any(event.level == "warn" for event in events(home))

@@ -96,7 +96,7 @@ def test_a_users_wishes_reach_a_job_under_way(tmp_path: Path) -> None:
 
     asyncio.run(main())
     assert status(home) is JobStatus.SUCCEEDED
-    assert [s.step for s in home.store.read("ftjob-1", StepMetrics).items] == list(range(1, 9))
+    assert [s.step for s in home.store.read("ftjob-1", StepMetrics).items] == list(range(1, 11))
 
 
 def test_a_worker_asked_to_end_gives_its_job_back(tmp_path: Path) -> None:

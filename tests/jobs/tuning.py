@@ -157,7 +157,7 @@ def conversations(count: int) -> list[dict[str, Any]]:
 REINFORCEMENT = ReinforcementMethod(
     grader=GRADER, batch_size=2, n_epochs=2, eval_interval=2, eval_samples=2
 )
-"""Eight steps over eight rows, validated after each second one."""
+"""Ten steps over ten rows, validated after each second one."""
 SUPERVISED = SupervisedMethod(batch_size=4, n_epochs=2)
 """Six steps over twelve rows."""
 
@@ -174,7 +174,7 @@ def submitted(
 ) -> FineTuningJob:
     """Upload rows and put a job in line."""
     supervised = isinstance(method, SupervisedMethod)
-    rows = rows if rows is not None else conversations(12) if supervised else questions(8)
+    rows = rows if rows is not None else conversations(12) if supervised else questions(10)
     if validation is None:
         validation = conversations(3) if supervised else questions(3)
     return home.queue.submit(

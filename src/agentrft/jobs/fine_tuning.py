@@ -42,10 +42,11 @@ from agentrft.jobs.step_report import result_file
 from agentrft.jobs.supervised import HeldOut, imitate, rendered
 from agentrft.jobs.tuning_project import JobFiles, tuning_project
 from agentrft.measure.preflight import only_warns
-from agentrft.store.datasets import read_demonstrations, read_tasks
+from agentrft.store.datasets import read_demonstrations
 from agentrft.store.errors import NotFoundError
 from agentrft.store.files import StoredFile
 from agentrft.store.home import Home
+from agentrft.store.rows import check_rows
 from agentrft.training.trainer import LossName
 
 _log = logging.getLogger(__name__)
@@ -266,13 +267,16 @@ class LeasedJob:
             ) from error
 
     def _rows(self, path: Path, file_id: str, param: str) -> int:
-        reinforced = isinstance(self._record.method, ReinforcementMethod)
+        method = self._record.method
+        tools = None
+        if isinstance(method, ReinforcementMethod) and method.tools:
+            tools = frozenset(tool.name for tool in method.tools)
         try:
-            return len((read_tasks if reinforced else read_demonstrations)(path, numbered=True))
+            validation = param == "validation_file"
+            return check_rows(path, method.type, validation=validation, tools=tools).rows
         except DataError as error:
-            message = str(error).replace(str(path), file_id)
             raise JobFailedError(
-                JobError(code=f"invalid_{param}", message=message, param=param)
+                JobError(code=f"invalid_{param}", message=f"{file_id}: {error}", param=param)
             ) from error
 
     def _succeed(self, checkpoint: Checkpoint) -> None:
