@@ -94,6 +94,33 @@ def write_family(family: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def write_chat_model() -> Callable[..., Path]:
+    """Write a tiny random model that writes SmolLM2's chat format."""
+    return _write_chat_model
+
+
+def _write_chat_model(folder: Path, *, seed: int = 0) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=tiny_tokenizer("smollm2").get_vocab_size(),
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.25,
+        tie_word_embeddings=True,
+    )
+    write_family("smollm2", folder)
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def control_ids() -> Mapping[str, frozenset[int]]:
     """The ids that text must never become, by family."""
     ids: dict[str, frozenset[int]] = {}

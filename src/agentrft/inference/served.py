@@ -60,7 +60,7 @@ class ServedModel:
         """Answer piece by piece. Raises UserError for what the model cannot do."""
         tools = () if request.tool_choice == "none" else request.tools
         prompt_ids = self.renderer.start(request.messages, tools)
-        forced_ids = await self._forced(request, tools, prompt_ids)
+        forced_ids = await self.forced(request, tools, prompt_ids)
         one_call = isinstance(request.tool_choice, ToolName) or not request.parallel_tool_calls
         assembler = TurnAssembler(
             self.renderer,
@@ -96,7 +96,7 @@ class ServedModel:
             cached_tokens=cached_tokens,
         )
 
-    async def _forced(
+    async def forced(
         self, request: ChatRequest, tools: Sequence[ToolSpec], prompt_ids: tuple[int, ...]
     ) -> tuple[int, ...]:
         """Return the beginning of the call that must be made, if one must."""

@@ -3,6 +3,8 @@
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from agentrft.core.errors import SamplerError
 from agentrft.core.policy import Weights
 from agentrft.core.protocols import Completion, SampleRequest
 from agentrft.core.trajectory import FinishReason
-from agentrft.inference.embedded.engine import EmbeddedEngine
+from agentrft.inference.embedded.engine import EmbeddedEngine, SampledToken
 
 VOCABULARY = 300
 SaveModel = Callable[..., PreTrainedModel]
@@ -173,6 +175,81 @@ def test_cancelling_the_awaiting_task_frees_the_row(model_folder: Path) -> None:
     engine.close()
     assert len(completion.token_ids) == 3
     assert engine.stats.sampled_tokens < 440
+
+
+async def stream(
+    engine: EmbeddedEngine, wanted: SampleRequest, top_logprobs: int | None = None
+) -> list[SampledToken | Completion]:
+    return [piece async for piece in engine.stream(wanted, top_logprobs=top_logprobs)]
+
+
+def test_a_stream_gives_out_what_sampling_returns_in_a_batch_of_both(
+    engine: EmbeddedEngine,
+) -> None:
+    requests = [request(tokens(30, n), seed=n, temperature=n % 3 / 2) for n in range(12)]
+    whole = together(engine, requests)
+
+    async def run() -> list[list[SampledToken | Completion]]:
+        half = asyncio.gather(*map(engine.sample, requests[6:]))
+        streams = await asyncio.gather(*(stream(engine, one) for one in requests[:6]))
+        assert [c.token_ids for c in await half] == [c.token_ids for c in whole[6:]]
+        return streams
+
+    for pieces, expected in zip(asyncio.run(run()), whole[:6], strict=True):
+        *drawn, last = pieces
+        assert isinstance(last, Completion)
+        assert last.token_ids == expected.token_ids
+        sampled = [piece for piece in drawn if isinstance(piece, SampledToken)]
+        assert tuple(piece.token_id for piece in sampled) == last.token_ids
+        assert tuple(piece.logprob for piece in sampled) == last.logprobs
+        assert all(piece.likely is None for piece in sampled)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_asked_for_the_models_own_logprobs_come_with_each_token(
+    engine: EmbeddedEngine, temperature: float
+) -> None:
+    prompt = tokens(30, 1)
+    wanted = replace(request(prompt, temperature=temperature, seed=4), top_p=0.9)
+    *drawn, last = asyncio.run(stream(engine, wanted, 5))
+    assert isinstance(last, Completion)
+    (scored,) = asyncio.run(engine.score([[*prompt, *last.token_ids]]))
+    for piece, expected in zip(drawn, scored[len(prompt) - 1 :], strict=True):
+        assert isinstance(piece, SampledToken)
+        assert piece.likely is not None
+        assert piece.likely.logprob == pytest.approx(expected, abs=1e-4)
+        values = [logprob for _, logprob in piece.likely.top]
+        assert len(values) == 5
+        assert values == sorted(values, reverse=True)
+        assert max(values) >= piece.likely.logprob - 1e-6
+        assert dict(piece.likely.top).get(piece.token_id, piece.likely.logprob) == (
+            piece.likely.logprob
+        )
+
+
+def test_leaving_a_stream_frees_the_row(model_folder: Path) -> None:
+    config = EngineConfig(dtype="float32", threads=1, max_sequences=1)
+    engine = EmbeddedEngine(model_folder, config, max_context_tokens=CONTEXT)
+
+    async def run() -> Completion:
+        async with aclosing(engine.stream(request([1, 2], max_tokens=440))) as pieces:
+            async for _ in pieces:
+                break
+        return await engine.sample(request([5, 6], max_tokens=3))
+
+    assert len(asyncio.run(run()).token_ids) == 3
+    assert engine.stats.sampled_tokens < 440
+    engine.close()
+
+
+def test_a_stream_of_a_closed_engine_fails(engine: EmbeddedEngine) -> None:
+    async def run() -> None:
+        async with aclosing(engine.stream(request([1], max_tokens=440))) as pieces:
+            async for _ in pieces:
+                await asyncio.to_thread(engine.close)
+
+    with pytest.raises(SamplerError, match="was closed"):
+        asyncio.run(run())
 
 
 def test_one_engine_serves_one_event_loop_after_another(engine: EmbeddedEngine) -> None:
