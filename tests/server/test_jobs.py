@@ -213,31 +213,34 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"method": {"type": "ppo"}}, "method.type"),
     ({"method": {"type": "reinforcement"}}, "method"),
     ({"method": {"type": "supervised", "dpo": {}}}, "method"),
-    ({"method": reinforcement(extra=1)}, "method.reinforcement.extra"),
-    ({"method": reinforcement(grader="x")}, "method.reinforcement.grader"),
-    ({"method": reinforcement(grader={})}, "method.reinforcement.grader"),
-    ({"method": reinforcement(grader={"type": "lambda"})}, "method.reinforcement.grader.type"),
-    ({"method": reinforcement(grader={"type": "python", "source": ""})}, "method.reinforcement.grader.type"),
-    ({"method": reinforcement(grader=CHECK | {"more": 1})}, "method.reinforcement.grader.more"),
+]
+WRONG_REINFORCEMENT: list[tuple[str, Any, str]] = [
+    ("extra", 1, "extra"),
+    ("grader", "x", "grader"),
+    ("grader", {}, "grader"),
+    ("grader", {"type": "lambda"}, "grader.type"),
+    ("grader", {"type": "python", "source": ""}, "grader.type"),
+    ("grader", CHECK | {"more": 1}, "grader.more"),
     (
-        {"method": reinforcement(grader={"type": "multi", "graders": {"a": CHECK | {"input": 1}}, "calculate_output": "a"})},
-        "method.reinforcement.grader.graders.a.input",
+        "grader",
+        {"type": "multi", "graders": {"a": CHECK | {"input": 1}}, "calculate_output": "a"},
+        "grader.graders.a.input",
     ),
-    ({"method": reinforcement(max_episode_steps=0)}, "method.reinforcement.max_episode_steps"),
-    ({"method": reinforcement(hyperparameters={"batch_size": 257})}, "method.reinforcement.hyperparameters.batch_size"),
-    ({"method": reinforcement(hyperparameters={"batch_size": "8"})}, "method.reinforcement.hyperparameters.batch_size"),
-    ({"method": reinforcement(hyperparameters={"n_epochs": 0})}, "method.reinforcement.hyperparameters.n_epochs"),
-    ({"method": reinforcement(hyperparameters={"compute_multiplier": 11})}, "method.reinforcement.hyperparameters.compute_multiplier"),
-    ({"method": reinforcement(hyperparameters={"reasoning_effort": "extreme"})}, "method.reinforcement.hyperparameters.reasoning_effort"),
-    ({"method": reinforcement(hyperparameters={"beta": 1})}, "method.reinforcement.hyperparameters.beta"),
-    ({"method": reinforcement(tools=[TOOLS[0], TOOLS[0]])}, "method.reinforcement.tools[1].name"),
-    ({"method": reinforcement(tools=[TOOLS[0] | {"timeout": 5}])}, "method.reinforcement.tools[0].timeout"),
-    ({"method": reinforcement(tools=[TOOLS[0] | {"server_url": "ftp://a/b"}])}, "method.reinforcement.tools[0].server_url"),
-    ({"method": reinforcement(tools=[TOOLS[0] | {"server_url": "http://169.254.169.254/"}])}, "method.reinforcement.tools[0].server_url"),
-    ({"method": reinforcement(tools=[TOOLS[0] | {"headers": {"a": "b\r\nc: d"}}])}, "method.reinforcement.tools[0].headers"),
-    ({"method": reinforcement(response_format={"type": "json_object"})}, "method.reinforcement.response_format.type"),
-    ({"method": reinforcement(response_format={"type": "json_schema", "name": "a"})}, "method.reinforcement.response_format.schema"),
-]  # fmt: skip
+    ("max_episode_steps", 0, "max_episode_steps"),
+    ("hyperparameters", {"batch_size": 257}, "hyperparameters.batch_size"),
+    ("hyperparameters", {"batch_size": "8"}, "hyperparameters.batch_size"),
+    ("hyperparameters", {"n_epochs": 0}, "hyperparameters.n_epochs"),
+    ("hyperparameters", {"compute_multiplier": 11}, "hyperparameters.compute_multiplier"),
+    ("hyperparameters", {"reasoning_effort": "extreme"}, "hyperparameters.reasoning_effort"),
+    ("hyperparameters", {"beta": 1}, "hyperparameters.beta"),
+    ("tools", [TOOLS[0], TOOLS[0]], "tools[1].name"),
+    ("tools", [TOOLS[0] | {"timeout": 5}], "tools[0].timeout"),
+    ("tools", [TOOLS[0] | {"server_url": "ftp://a/b"}], "tools[0].server_url"),
+    ("tools", [TOOLS[0] | {"server_url": "http://169.254.169.254/"}], "tools[0].server_url"),
+    ("tools", [TOOLS[0] | {"headers": {"a": "b\r\nc: d"}}], "tools[0].headers"),
+    ("response_format", {"type": "json_object"}, "response_format.type"),
+    ("response_format", {"type": "json_schema", "name": "a"}, "response_format.schema"),
+]
 
 
 @pytest.mark.parametrize(("wrong", "param"), WRONG, ids=[param for _, param in WRONG])
@@ -247,6 +250,16 @@ def test_what_is_wrong_is_named_by_its_path(
     good = {"training_file": files["tasks"], "method": reinforcement()}
     reply = create(server, **(good | wrong))
     assert (reply.status_code, error_of(reply)["param"]) == (400, param), reply.text
+
+
+@pytest.mark.parametrize(("key", "value", "param"), WRONG_REINFORCEMENT)
+def test_what_is_wrong_with_the_method_is_named_by_its_path(
+    server: Served, files: dict[str, str], key: str, value: Any, param: str
+) -> None:
+    method = reinforcement(**{key: value})
+    reply = create(server, training_file=files["tasks"], method=method)
+    assert reply.status_code == 400
+    assert error_of(reply)["param"] == f"method.reinforcement.{param}", reply.text
 
 
 def test_a_url_with_a_password_is_refused_and_the_password_not_repeated(
@@ -360,7 +373,7 @@ def test_pause_resume_and_cancel_follow_the_states(server: Served, files: dict[s
 
 
 def test_a_worker_shows_as_alive_and_then_as_stalled(tmp_path: Path) -> None:
-    with served(tmp_path, heartbeat_s=0.4) as server:
+    with served(tmp_path, silence_s=0.4) as server:
         job = create(server, training_file=server.upload(demonstrations())).json()["id"]
         lease = server.home.queue.claim("worker-1", lease_s=60)
         assert lease is not None

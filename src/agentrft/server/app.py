@@ -110,4 +110,4 @@ async def _tidy_for_ever(server: Server) -> None:
             await run_in_threadpool(server.home.queue.reap)
         except StoreError as error:
             _LOG.error("silent workers were not looked for: %s", error)
-        await asyncio.sleep(server.settings.heartbeat_s / 2)
+        await asyncio.sleep(server.settings.silence_s)

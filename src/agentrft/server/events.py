@@ -80,8 +80,9 @@ def entry(sequence: int, event: Event) -> EventReply:
 def frame(sequence: int, event: Event) -> bytes:
     """Return an event as server-sent event."""
     reply = entry(sequence, event)
-    text = json.dumps(reply.model_dump(mode="json"), ensure_ascii=False)
-    return f"id: {reply.id}\ndata: {text}\n\n".encode(errors="replace")
+    # ASCII, for some clients take U+2028 and its like for the end of a line.
+    text = json.dumps(reply.model_dump(mode="json"))
+    return f"id: {reply.id}\ndata: {text}\n\n".encode()
 
 
 async def _follow(server: Server, job_id: str, after: int) -> AsyncIterator[bytes]:

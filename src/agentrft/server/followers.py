@@ -11,6 +11,7 @@ from agentrft.store.home import Home
 
 Line = tuple[int, bytes]
 """Sequence of an event, and what is sent for it."""
+_STILL_HERE = b": still here\n\n"
 _KEPT = 1000
 """Events that a reader holds for those who are behind; older ones are read from the store."""
 
@@ -51,7 +52,7 @@ class Followers:
         self._channels: dict[str, _Channel] = {}
 
     async def follow(self, job_id: str, after: int, heartbeat_s: float) -> AsyncIterator[bytes]:
-        """Yield new events in order; nothing but an empty text when none came for `heartbeat_s`.
+        """Yield new events in order, and a comment when none came for `heartbeat_s`.
 
         Ends when the job has ended and its last event is out.
         """
@@ -65,8 +66,8 @@ class Followers:
                     yield b"".join(text for _, text in lines)
                 elif channel.ended:
                     return
-                else:
-                    yield await self._wait(channel, changed, heartbeat_s)
+                elif not await self._news(channel, changed, heartbeat_s):
+                    yield _STILL_HERE
         finally:
             await self._leave(job_id, channel)
 
@@ -77,16 +78,15 @@ class Followers:
             return (await self._page(job_id, after))[0]
         return tuple(line for line in channel.lines if line[0] > after)
 
-    async def _wait(self, channel: _Channel, changed: asyncio.Event, heartbeat_s: float) -> bytes:
+    async def _news(self, channel: _Channel, changed: asyncio.Event, within_s: float) -> bool:
         assert channel.reader is not None
         if channel.reader.done():
             channel.reader.result()
         try:
-            async with asyncio.timeout(heartbeat_s):
-                await changed.wait()
+            async with asyncio.timeout(within_s):
+                return await changed.wait()
         except TimeoutError:
-            return b": still here\n\n"
-        return b""
+            return False
 
     def _join(self, job_id: str, after: int) -> _Channel:
         channel = self._channels.get(job_id)

@@ -80,7 +80,7 @@ def _reply(server: Server, state: JobState) -> JobReply:
         state,
         organization=settings.organization,
         now=time.time(),
-        silence_s=settings.heartbeat_s,
+        silence_s=settings.silence_s,
     )
 
 

@@ -48,7 +48,9 @@ class ServerSettings:
     threads: int = 16
     """Calls of the store at the same time."""
     heartbeat_s: float = 15.0
-    """Longest silence on an event stream, and of a worker that counts as alive."""
+    """Longest silence on an event stream."""
+    silence_s: float = 5.0
+    """Longest silence of a worker that counts as alive; workers give a sign every 2 s."""
     poll_s: float = 0.5
     """How often followed jobs are looked at for new events."""
     deliver_webhooks: bool = True
