@@ -53,10 +53,10 @@ def test_a_token_has_256_random_bits_and_is_kept_as_a_digest_only(
     assert all(hashlib.sha256(token.encode()).hexdigest() in kept for token in tokens)
 
 
-@pytest.mark.parametrize("guess", ["", "art-", "art-x", "\ud800", "ü\0", "x" * 100_000])
-def test_an_unknown_token_is_nobody(access: Access, guess: str) -> None:
+def test_an_unknown_token_is_nobody(access: Access) -> None:
     access.create_token("default", Role.READ, "t")
-    assert access.identify(guess) is None
+    for guess in ("", "art-", "art-x", "\ud800", "ü\0", "x" * 100_000):
+        assert access.identify(guess) is None
 
 
 def test_a_token_ends_with_its_time_or_its_revocation(access: Access, clock: Clock) -> None:
@@ -109,10 +109,10 @@ def test_a_project_is_made_once_and_unnamed_ones_get_random_names(access: Access
     assert set(access.projects()) == {"default", first, second}
 
 
-@pytest.mark.parametrize("name", ["../x", "a b", "-x", "x" * 65, "a\n", "ü"])
-def test_a_project_name_is_plain(access: Access, name: str) -> None:
-    with pytest.raises(ConflictError, match="a name has 1 to 64"):
-        access.create_project(name)
+def test_a_project_name_is_plain(access: Access) -> None:
+    for name in ("../x", "a b", "-x", "x" * 65, "a\n", "ü"):
+        with pytest.raises(ConflictError, match="a name has 1 to 64"):
+            access.create_project(name)
 
 
 def test_a_token_needs_a_project(access: Access) -> None:
