@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import Depends
 from pydantic import Field
 
-from agentrft.core.policy import Checkpoint
+from agentrft.core.run import Event
 from agentrft.server.auth import require
 from agentrft.server.context import Here
 from agentrft.server.errors import not_found
@@ -15,6 +15,7 @@ from agentrft.server.routing import router
 from agentrft.server.wire import After, Body, Deleted, Limit, ListReply, Reply, listed
 from agentrft.store.access import Identity, Role
 from agentrft.store.catalogue import CallableModel, Permission
+from agentrft.store.overview import Overview
 
 routes = router("fine-tuning")
 Reader = Annotated[Identity, Depends(require(Role.READ))]
@@ -59,15 +60,12 @@ def list_checkpoints(
     """List the models that a job keeps, the latest step first."""
     home = server.home
     home.queue.get(job_id, caller.project)
-    metrics = {
-        checkpoint.step: checkpoint.metrics
-        for checkpoint in home.store.read(job_id, Checkpoint, limit=10_000).items
-    }
     kept = sorted(
         (model for model in home.catalogue.of_job(job_id) if not model.final),
         key=lambda model: -model.step,
     )
-    replies = [_checkpoint(model, metrics.get(model.step, {})) for model in kept]
+    reported = Overview(home.database).metrics_of_steps(job_id, [model.step for model in kept])
+    replies = [_checkpoint(model, reported.get(model.step)) for model in kept]
     if after is not None:
         known = [reply.id for reply in replies]
         if after not in known:
@@ -117,14 +115,15 @@ def delete_permission(model: str, permission_id: str, server: Here, caller: Admi
     return Deleted(id=permission_id, object="checkpoint.permission")
 
 
-def _checkpoint(model: CallableModel, metrics: Mapping[str, float]) -> CheckpointReply:
+def _checkpoint(model: CallableModel, reported: Event | None) -> CheckpointReply:
+    numbers = {} if reported is None else reported.data
     return CheckpointReply(
         id="ftckpt_" + hashlib.sha256(model.id.encode()).hexdigest()[:24],
         created_at=int(model.created_at),
         fine_tuned_model_checkpoint=model.id,
         fine_tuning_job_id=model.job_id,
         step_number=model.step,
-        metrics=metrics,
+        metrics={name: value for name, value in numbers.items() if isinstance(value, int | float)},
     )
 
 

@@ -1,6 +1,7 @@
 """Read-only questions across tables: what was validated, what waits, who was last heard of."""
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,10 @@ from sqlalchemy import ColumnElement, case, func, select
 
 from agentrft.core.grade import Outcome
 from agentrft.core.job import JobStatus
-from agentrft.core.run import RolloutRecord
+from agentrft.core.run import Event, RolloutRecord
 from agentrft.core.trajectory import StopReason
 from agentrft.store import schema
+from agentrft.store.codec import from_json
 from agentrft.store.database import Database
 from agentrft.store.errors import NotFoundError
 from agentrft.store.listing import Listing, TrajectorySummary
@@ -66,6 +68,19 @@ class Overview:
         with self._database.reading() as connection:
             rows = connection.execute(query).mappings().all()
         return tuple(EvaluationSummary(**row) for row in rows)
+
+    def metrics_of_steps(self, run_id: str, steps: Collection[int]) -> Mapping[int, Event]:
+        """Return the metrics events of a run's steps, by step."""
+        events = schema.events
+        query = (
+            select(events.c.record)
+            .where(events.c.run_id == run_id, events.c.step.in_(steps))
+            .order_by(events.c.sequence)
+        )
+        with self._database.reading() as connection:
+            records = connection.execute(query).scalars().all()
+        found = [from_json(Event, zlib.decompress(record)) for record in records]
+        return {event.step: event for event in found if event.kind == "metrics"}
 
     def validation_rollouts(
         self, run_id: str, step: int, *, after: int = 0, limit: int = 100
