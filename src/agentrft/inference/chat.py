@@ -105,7 +105,7 @@ class ChatClient:
     """Asks the serving process. Leaving a stream early frees what it held there."""
 
     def __init__(self, socket: Path) -> None:
-        self._socket = socket
+        self.socket = socket
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatDelta | ChatEnd, None]:
         """Answer piece by piece; the last piece is the end.
@@ -144,7 +144,7 @@ class ChatClient:
 
     def _client(self) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
-            transport=httpx2.AsyncHTTPTransport(uds=str(self._socket)),
+            transport=httpx2.AsyncHTTPTransport(uds=str(self.socket)),
             base_url="http://chat",
             timeout=httpx2.Timeout(_SILENCE_S, connect=_CONNECT_S),
         )
@@ -167,7 +167,7 @@ def _failure(status: int, text: str) -> SamplerError | UserError:
 
 def dump_request(request: ChatRequest) -> bytes:
     """Write a request as JSON."""
-    return json.dumps(dataclasses.asdict(request), ensure_ascii=False).encode()
+    return json.dumps(dataclasses.asdict(request)).encode()
 
 
 def load_request(text: bytes) -> ChatRequest:
@@ -188,12 +188,13 @@ def dump_piece(piece: ChatDelta | ChatEnd) -> bytes:
     """Write a piece of an answer as one line of JSON."""
     kind = "delta" if isinstance(piece, ChatDelta) else "end"
     fields = dataclasses.asdict(piece)
-    return json.dumps({kind: fields}, ensure_ascii=False, default=list).encode() + b"\n"
+    # ASCII alone, since readers of lines also break them at some characters beyond it.
+    return json.dumps({kind: fields}, default=list).encode() + b"\n"
 
 
 def dump_error(error: Exception) -> bytes:
     """Write the error that ended an answer as one line of JSON."""
-    return json.dumps({"error": str(error)}, ensure_ascii=False).encode() + b"\n"
+    return json.dumps({"error": str(error)}).encode() + b"\n"
 
 
 def load_piece(line: str) -> ChatDelta | ChatEnd:

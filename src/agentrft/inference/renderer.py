@@ -155,9 +155,10 @@ class ChatRenderer:
         )
         quoted = json.dumps(name, ensure_ascii=False)
         try:
-            before, _, after = self.decode(self._action(conversation, ())).partition(quoted)
+            written = self.decode(self._action(conversation, ()))
         except DataError:
-            after = ""
+            written = ""
+        before, _, after = written.partition(quoted)
         between, found, _ = after.rpartition("{}")
         if not found:
             raise UserError(
