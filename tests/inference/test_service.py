@@ -243,6 +243,14 @@ def test_a_checkpoint_of_the_real_model_answers_beside_it_with_the_trainers_logp
     assert end(child) == 0
 
 
+def test_a_proxy_of_the_environment_is_not_asked(
+    client: ChatClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    assert asyncio.run(client.ready())
+
+
 def test_only_the_owner_reaches_the_socket(client: ChatClient) -> None:
     assert stat.S_IMODE(client.socket.stat().st_mode) == 0o600
 
