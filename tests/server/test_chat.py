@@ -302,6 +302,8 @@ def test_parameters_that_ask_for_nothing_special_are_accepted(
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
         ({"store": True}, "store"),
+        ({"store": 0}, "store"),
+        ({"frequency_penalty": False}, "frequency_penalty"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"service_tier": "flex"}, "service_tier"),

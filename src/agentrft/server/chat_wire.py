@@ -48,7 +48,9 @@ class Only:
         return {"enum": [None, *self.neutral], "description": f"Only this: {self.reason}."}
 
     def _check(self, value: object) -> object:
-        if value is None or value in self.neutral:
+        # For Python, False equals 0; for JSON it does not.
+        is_flag = isinstance(value, bool)
+        if value is None or value in [n for n in self.neutral if isinstance(n, bool) == is_flag]:
             return value
         raise PydanticCustomError(
             "unsupported_value", "not supported: {reason}; leave it out", {"reason": self.reason}
@@ -214,7 +216,7 @@ class ChatCompletionBody(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     stop: (
         Annotated[
             Annotated[Stop, Tag("text")]
