@@ -1,12 +1,16 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import psutil
 import pytest
-from served import Served, error_of, served, tasks
+from live import live_server
+from served import Served, bearer, error_of, served, tasks
 from starlette.testclient import TestClient
 
+from agentrft.inference.scripted import ScriptedChat, scripted_answer
 from agentrft.store.access import Role
 
 LINE = b'{"messages": [{"role": "user", "content": "hello"}]}\n'
@@ -18,9 +22,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield it
 
 
-def send(client: TestClient, content: bytes = LINE, name: str = "a.jsonl", **fields: str) -> Any:
-    fields = {"purpose": "fine-tune"} | fields
-    return client.post("/v1/files", files={"file": (name, content)}, data=fields)
+def send(
+    client: TestClient,
+    content: bytes = LINE,
+    name: str = "a.jsonl",
+    fields: Mapping[str, str] | None = None,
+) -> Any:
+    data = {"purpose": "fine-tune"} | dict(fields or {})
+    return client.post("/v1/files", files={"file": (name, content)}, data=data)
 
 
 def test_what_was_uploaded_comes_back_byte_by_byte(server: Served) -> None:
@@ -64,7 +73,7 @@ def test_a_broken_row_is_named_by_its_line_and_nothing_stays(server: Served) -> 
 
 def test_a_dataset_is_called_jsonl_and_other_purposes_take_anything(server: Served) -> None:
     assert "'.jsonl'" in error_of(send(server.client, name="a.csv"))["message"]
-    reply = send(server.client, b"\x00\xff", name="a.bin", purpose="user_data")
+    reply = send(server.client, b"\x00\xff", name="a.bin", fields={"purpose": "user_data"})
     assert reply.json()["purpose"] == "user_data"
 
 
@@ -87,13 +96,13 @@ def test_a_dataset_is_called_jsonl_and_other_purposes_take_anything(server: Serv
     ],
 )
 def test_a_wrong_field_is_named(server: Served, fields: dict[str, str], param: str) -> None:
-    reply = send(server.client, **fields)
+    reply = send(server.client, fields=fields)
     assert (reply.status_code, error_of(reply)["param"]) == (400, param)
 
 
 def test_a_file_may_be_told_when_to_go(server: Served) -> None:
     expiry = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "7200"}
-    reply = send(server.client, **expiry).json()
+    reply = send(server.client, fields=expiry).json()
     assert reply["expires_at"] - reply["created_at"] in (7200, 7201)
 
 
@@ -134,7 +143,7 @@ def test_a_broken_form_is_a_400(server: Served, body: bytes, content_type: str) 
 def test_files_are_listed_in_slices_both_ways(tmp_path: Path) -> None:
     with served(tmp_path) as server:
         ids = [send(server.client, LINE * (n + 1)).json()["id"] for n in range(5)]
-        other = send(server.client, purpose="evals").json()["id"]
+        other = send(server.client, fields={"purpose": "evals"}).json()["id"]
 
         def listed(query: str) -> tuple[list[str], bool]:
             body = server.client.get(f"/v1/files?{query}").json()
@@ -194,3 +203,25 @@ def test_reading_tokens_cannot_upload_or_delete(server: Served) -> None:
         "/v1/files", files={"file": ("a.jsonl", LINE)}, data={"purpose": "evals"}, headers=reader
     )
     assert reply.status_code == 403
+
+
+def test_a_long_upload_does_not_stay_in_memory(tmp_path: Path) -> None:
+    process = psutil.Process()
+    line = b'{"messages": [{"role": "user", "content": "' + b"x" * 1000 + b'"}]}\n'
+    grown: list[int] = []
+
+    def body() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+        before = process.memory_info().rss
+        for _ in range(96):
+            yield line * 1000
+            grown.append(process.memory_info().rss - before)
+        yield b"\r\n--x--\r\n"
+
+    chat = ScriptedChat(lambda _request: scripted_answer("hello"))
+    with live_server(tmp_path, chat) as live:
+        headers = bearer(live.token) | {"content-type": "multipart/form-data; boundary=x"}
+        reply = httpx2.post(f"{live.url}/v1/files", content=body(), headers=headers, timeout=60)
+    assert reply.json()["bytes"] == 96_000 * len(line)
+    assert max(grown) < 48 << 20

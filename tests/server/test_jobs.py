@@ -183,7 +183,10 @@ def test_both_forms_of_response_format_come_back_nested(
 def test_dpo_is_checked_in_full_and_then_not_available(
     server: Served, files: dict[str, str]
 ) -> None:
-    method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1, "n_epochs": "auto"}}}
+    method: dict[str, Any] = {
+        "type": "dpo",
+        "dpo": {"hyperparameters": {"beta": 0.1, "n_epochs": "auto"}},
+    }
     error = error_of(create(server, training_file=files["pairs"], method=method))
     assert error["code"] == "method_not_available"
     error = error_of(create(server, training_file=files["tasks"], method=method))

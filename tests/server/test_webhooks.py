@@ -39,8 +39,8 @@ def receiver() -> Iterator[Receiver]:
             self.end_headers()
             it.arrived.release()
 
-        def log_message(self, *args: object) -> None:
-            del args
+        def log_message(self, format: str, *args: object) -> None:
+            del format, args
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         it.url = f"http://127.0.0.1:{server.server_address[1]}/hook"

@@ -137,7 +137,8 @@ def _reinforcement(
     tools, secrets = _tools(server, body.tools or [])
     grader, more = _grader(server, body.grader)
     settings = body.hyperparameters or ReinforcementHyperparameters()
-    given = settings.model_dump() | {"reasoning_effort": settings.reasoning_effort or "default"}
+    given = settings.model_dump()
+    given["reasoning_effort"] = settings.reasoning_effort or "default"
     method = ReinforcementMethod(
         grader=grader,
         tools=tools,

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends
 from pydantic import Field
@@ -109,5 +109,5 @@ async def _deliver(server: Server, delivery: Delivery) -> None:
         await run_in_threadpool(outbox.delivered, delivery.sequence)
 
 
-def _fields(webhook: Webhook) -> dict[str, str | int]:
+def _fields(webhook: Webhook) -> dict[str, Any]:
     return {"id": webhook.id, "url": webhook.url, "created_at": int(webhook.created_at)}
