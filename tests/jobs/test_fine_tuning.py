@@ -142,7 +142,7 @@ def test_a_job_goes_on_from_the_weights_of_another(tmp_path: Path) -> None:
     home, model = a_home(tmp_path), FakeModel()
     submitted(home, start=str(tmp_path / "earlier"))
     finished(home, model)
-    assert model.starts == [tmp_path / "earlier"]
+    assert model.starts == [tmp_path / "earlier"] * 2, "checked and trained"
 
 
 def interrupt_in_rollouts(model: FakeModel, step: int, reason: Interruption) -> None:
@@ -208,6 +208,9 @@ def test_a_pause_within_a_validation_finishes_it_on_resume(tmp_path: Path) -> No
     carried_out(home, model, model.held.append)
     assert home.queue.get("ftjob-1").job.status is JobStatus.PAUSED
     assert [e.step for e in events(home) if e.kind == "metrics"] == [1]
+
+    created = [message for message in messages(home) if message.startswith("Checkpoint created")]
+    assert created == ["Checkpoint created: ft:smollm2-135m:agentrft::1:ckpt-step-2"]
 
     home.queue.resume("ftjob-1", PROJECT)
     carried_out(home, model)

@@ -12,7 +12,7 @@ from agentrft.core.protocols import Environment, SampleRequest
 from agentrft.core.run import Event, RolloutRecord, RunStatus, StepMetrics
 from agentrft.core.task import Task
 from agentrft.inference.scripted import ScriptedSampler
-from agentrft.jobs.checkpoints import resume_point
+from agentrft.jobs.checkpoints import Retention, resume_point
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.reinforcement import StormError, TaskSets, reinforce
 from agentrft.rollout.episode import RolloutSetup
@@ -125,6 +125,70 @@ def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been(tmp_path: Pat
     run(again, second, first_step=second.cursor["step"])
     assert first.batches + second.batches == straight.batches
     assert [step.step for step in again.read_all(StepMetrics)] == [1, 2, 3, 4]
+
+
+def test_a_run_stopped_between_checkpoints_keeps_its_last_step(tmp_path: Path) -> None:
+    job, trainer = a_job(tmp_path), a_trainer()
+
+    async def stop_in_fourth_step(request: SampleRequest) -> None:
+        if trainer.steps_done == 3:
+            job.stop.set()
+            await asyncio.sleep(0)
+
+    with pytest.raises(Stopped):
+        run(job, trainer, a_setup(ScriptedSampler(yes_or_no, before=stop_in_fourth_step)))
+    assert [c.step for c in job.read_all(Checkpoint)] == [2, 3]
+
+
+def test_an_abandoned_run_writes_nothing_more(tmp_path: Path) -> None:
+    job, trainer = a_job(tmp_path), a_trainer()
+
+    async def abandon_in_fourth_step(request: SampleRequest) -> None:
+        if trainer.steps_done == 3:
+            job.abandon()
+            await asyncio.sleep(0)
+
+    with pytest.raises(Stopped):
+        run(job, trainer, a_setup(ScriptedSampler(yes_or_no, before=abandon_in_fourth_step)))
+    assert [c.step for c in job.read_all(Checkpoint)] == [2]
+
+
+def test_a_validation_that_was_cut_short_is_finished_on_resume(tmp_path: Path) -> None:
+    config = replace(CONFIG, validation_interval=2)
+    job, trainer = a_job(tmp_path), a_trainer()
+
+    async def stop_in_validation(request: SampleRequest) -> None:
+        if len(job.read_all(StepMetrics)) == 2:
+            job.stop.set()
+            await asyncio.sleep(0)
+
+    with pytest.raises(Stopped):
+        run(
+            job,
+            trainer,
+            a_setup(ScriptedSampler(yes_or_no, before=stop_in_validation)),
+            config=config,
+        )
+    again = a_job(tmp_path)
+    folder = resume_point(again, whole)
+    assert folder is not None
+    second = RecordingTrainer.resumed(folder, canaries=CANARIES)
+    run(again, second, config=config, first_step=second.cursor["step"])
+    validated = [r.step for r in again.read_all(RolloutRecord) if r.split == "validation"]
+    assert sorted(validated) == [2, 2, 2, 4, 4, 4]
+    told = [event.step for event in again.read_all(Event) if "validation score" in event.message]
+    assert told == [2, 4]
+
+
+def test_the_best_checkpoints_outlive_the_newest() -> None:
+    checkpoints = [
+        Checkpoint(run_id="r", step=step, path="", policy_version=step) for step in range(1, 9)
+    ]
+    scores = {2: 0.9, 4: 0.1, 6: 0.9}
+    even = Retention(newest=2, best=2, best_of=lambda step: step % 2 == 0)
+    assert [c.step for c in even.kept(checkpoints, scores)] == [2, 6, 7, 8]
+    assert [c.step for c in Retention().kept(checkpoints, scores)] == [7, 8]
+    assert [c.step for c in Retention(best=3).kept(checkpoints, {})] == [6, 7, 8]
 
 
 def whole(folder: Path) -> None:

@@ -36,7 +36,7 @@ from agentrft.jobs.job_follower import JobFollower, offer_checkpoint, register
 from agentrft.jobs.preflight import Preflight, check_reinforcement, check_supervised
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import Project
-from agentrft.jobs.reinforcement import StormError, TaskSets, reinforce
+from agentrft.jobs.reinforcement import StormError, TaskSets, reinforce, serving
 from agentrft.jobs.serving import OpenModel, ServedModel, first_step
 from agentrft.jobs.step_report import result_file
 from agentrft.jobs.supervised import HeldOut, imitate, rendered
@@ -139,7 +139,7 @@ class LeasedJob:
         if isinstance(method, ReinforcementMethod):
             return await check_reinforcement(
                 self._work,
-                model.setup(),
+                await serving(self._work, model, self._start),
                 train=project.tasks("train"),
                 validation=project.tasks("validation") if files.validation else (),
                 tools=[tool.name for tool in method.tools],
@@ -218,13 +218,17 @@ class LeasedJob:
         )
 
     def _trainer(self, model: ServedModel, config: TrainerConfig, loss: LossName) -> Trainer:
-        start = Path(self._record.start) if self._record.start else None
-        trainer = model.resumed_trainer(self._work, config, loss, start)
+        trainer = model.resumed_trainer(self._work, config, loss, self._start)
         done = first_step(trainer)
         self._work.event(
             f"Fine-tuning job goes on after step {done}" if done else "Fine-tuning job started"
         )
         return trainer
+
+    @property
+    def _start(self) -> Path | None:
+        """The checkpoint whose weights the job begins from."""
+        return Path(self._record.start) if self._record.start else None
 
     def _opened(self) -> tuple[Project, Resolved, JobFiles]:
         """Read the files again, since they may have gone, and put the job together."""

@@ -17,12 +17,10 @@ from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import Project
-from agentrft.jobs.publication import Publisher
-from agentrft.jobs.reinforcement import TaskSets, published, reinforce
+from agentrft.jobs.reinforcement import TaskSets, reinforce, serving
 from agentrft.jobs.serving import ServedModel, first_step, served_model
 from agentrft.jobs.supervised import demonstration_samples, imitate
 from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
-from agentrft.rollout.episode import RolloutSetup
 from agentrft.store.codec import load_config
 from agentrft.store.home import Home
 
@@ -117,17 +115,6 @@ async def evaluation(
             )
     order = {task.id: number for number, task in enumerate(tasks)}
     return sorted(records, key=lambda record: order[record.graded.trajectory.task_id])
-
-
-async def serving(job: Job, model: ServedModel, checkpoint: Path | None) -> RolloutSetup:
-    """Return a setup that acts with the base model, or with a checkpoint once proven to be served."""
-    if checkpoint is None:
-        return model.setup()
-    config = model.project.config.methods.reinforcement
-    trainer = model.trainer(config.trainer, "policy_gradient", seed=job.run.seed, start=checkpoint)
-    publisher = Publisher(model.sampler, bound=config.identity_bound)
-    setup, _ = await published(model.setup(), publisher, trainer)
-    return setup
 
 
 async def warm_start(job: Job, model: ServedModel, start: Path | None) -> Checkpoint:

@@ -53,7 +53,7 @@ class JobFollower:
         for step in offered - {checkpoint.step for checkpoint in checkpoints}:
             catalogue.remove_checkpoint(job_id, step, self._lease)
         for checkpoint in checkpoints:
-            if checkpoint.step not in offered and self._resolved.looks_after(checkpoint.step):
+            if self._resolved.looks_after(checkpoint.step):
                 offer_checkpoint(self._work, self._lease, self._record, checkpoint)
 
     def _report(self, result: StepResult) -> StepReport:
@@ -79,11 +79,12 @@ class JobFollower:
 
 def offer_checkpoint(
     work: Job, lease: Lease, record: FineTuningJob, checkpoint: Checkpoint
-) -> CallableModel:
-    """Make a checkpoint callable and say so."""
-    model = register(work.home, lease, record, checkpoint, final=False)
-    work.event(f"Checkpoint created: {model.id}", step=checkpoint.step)
-    return model
+) -> None:
+    """Make a checkpoint callable and say so, unless it is."""
+    offered = {model.step for model in work.home.catalogue.of_job(record.id) if not model.final}
+    if checkpoint.step not in offered:
+        model = register(work.home, lease, record, checkpoint, final=False)
+        work.event(f"Checkpoint created: {model.id}", step=checkpoint.step)
 
 
 def register(

@@ -49,9 +49,10 @@ class Project:
         path = self.folder / self.config.data.demonstrations
         return read_demonstrations(path, numbered=self.numbered_rows)
 
-    def tools_shown(self, task: Task) -> tuple[ToolSpec, ...]:
+    def tools_shown(self, row: Task | Demonstration) -> tuple[ToolSpec, ...]:
         """Return the tools that the model is told about in this row, as a rollout would."""
-        return visible_tools(self.tools or task.tools, task, self.spec.tool_notes)
+        task = Task(id=row.id, messages=row.messages, tools=row.tools)
+        return visible_tools(self.tools or row.tools, task, self.spec.tool_notes)
 
     def setup(self, sampler: Sampler, renderer: Renderer) -> RolloutSetup:
         """Join the project with a model, at policy version 0."""

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from agentrft.core.config import EvaluationConfig, ReinforcementConfig
 from agentrft.core.errors import AgentRFTError
@@ -18,6 +19,7 @@ from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records, stored_summaries
 from agentrft.jobs.following import Follower, StepResult, ValidationLines, mean_score
 from agentrft.jobs.publication import Publisher, refuse_other_versions
+from agentrft.jobs.serving import ServedModel
 from agentrft.jobs.supervised import shuffled_batch
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.rollout.group import Collected, collect
@@ -128,6 +130,17 @@ async def published(
     if publication.move is not None:
         measured["identity_move"] = publication.move
     return replace(setup, policy=policy), measured
+
+
+async def serving(job: Job, model: ServedModel, checkpoint: Path | None) -> RolloutSetup:
+    """Return a setup that acts with the base model, or with a checkpoint once proven to be served."""
+    if checkpoint is None:
+        return model.setup()
+    config = model.project.config.methods.reinforcement
+    trainer = model.trainer(config.trainer, "policy_gradient", seed=job.run.seed, start=checkpoint)
+    publisher = Publisher(model.sampler, bound=config.identity_bound)
+    setup, _ = await published(model.setup(), publisher, trainer)
+    return setup
 
 
 def _count_storm(

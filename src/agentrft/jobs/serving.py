@@ -9,7 +9,7 @@ from typing import Protocol
 
 from agentrft.core.config import TrainerConfig
 from agentrft.core.protocols import Sampler, Trainer
-from agentrft.core.task import Message, Task, ToolSpec
+from agentrft.core.task import Message, ToolSpec
 from agentrft.inference.embedded.engine import EmbeddedEngine
 from agentrft.inference.models import check_memory, resolve
 from agentrft.inference.renderer import load_renderer
@@ -106,17 +106,19 @@ class ServedModel:
         )
 
     def _canaries(self) -> Sequence[tuple[int, ...]]:
-        """Whole demonstrations where there are some: text that the policy finds likely."""
-        shown = [
-            Task(id=demonstration.id, messages=demonstration.messages, tools=demonstration.tools)
-            for demonstration in self.project.demonstrations()[:CANARIES]
+        """Whole demonstrations, which the policy finds likely, or prompts if there are none."""
+        project, system = self.project, self.project.spec.system
+        if shown := project.demonstrations()[:CANARIES]:
+            return [
+                self.renderer.demonstration(
+                    prompt_messages(system, row.messages), project.tools_shown(row)
+                )[0]
+                for row in shown
+            ]
+        return [
+            self.renderer.start(prompt_messages(system, row.messages), project.tools_shown(row))
+            for row in project.tasks("train")[:CANARIES]
         ]
-        canaries: list[tuple[int, ...]] = []
-        for task in shown or self.project.tasks("train")[:CANARIES]:
-            messages = prompt_messages(self.project.spec.system, task.messages)
-            token_ids, _ = self.renderer.demonstration(messages, self.project.tools_shown(task))
-            canaries.append(token_ids)
-        return canaries
 
 
 class OpenModel(Protocol):

@@ -13,7 +13,7 @@ from agentrft.core.protocols import Trainer
 from agentrft.core.run import StepMetrics
 from agentrft.core.sample import Sample
 from agentrft.core.seeds import derive_seed
-from agentrft.core.task import Demonstration, Task
+from agentrft.core.task import Demonstration
 from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.following import Follower, StepResult, ValidationLines
@@ -118,9 +118,9 @@ def rendered(
     """
     samples: list[Sample] = []
     for demonstration in demonstrations:
-        task = Task(id=demonstration.id, messages=demonstration.messages, tools=demonstration.tools)
-        messages = prompt_messages(project.spec.system, task.messages)
-        token_ids, action_mask = renderer.demonstration(messages, project.tools_shown(task))
+        messages = prompt_messages(project.spec.system, demonstration.messages)
+        tools = project.tools_shown(demonstration)
+        token_ids, action_mask = renderer.demonstration(messages, tools)
         mask = list(imitated(action_mask, demonstration.imitated))[:longest]
         if any(mask):
             samples.append(imitation(token_ids[:longest], mask, demonstration.id))
