@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import anyio.to_thread
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from agentrft.core.errors import StoreError
@@ -94,6 +95,8 @@ def create_app(home: Home, settings: ServerSettings, chat: Chat) -> FastAPI:
         lifespan=running,
         redirect_slashes=False,
         responses=_FAILURES,
+        # For the document alone: the gate has looked at the token before any route is reached.
+        dependencies=[Depends(HTTPBearer(auto_error=False))],
     )
     app.state.server = server
     errors.install(app)
