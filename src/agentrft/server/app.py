@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
-from agentrft.core.errors import StoreError
+from agentrft.core.errors import StoreError, boundary
 from agentrft.server import (
     chat as chat_routes,
 )
@@ -110,7 +110,8 @@ async def _tidy_for_ever(server: Server) -> None:
     """Until cancelled, requeue what silent workers hold: the API may be all that is left to see it."""
     while True:
         try:
-            await run_in_threadpool(server.home.queue.reap)
+            with boundary(StoreError, "queue"):
+                await run_in_threadpool(server.home.queue.reap)
         except StoreError as error:
             _LOG.error("silent workers were not looked for: %s", error)
         await asyncio.sleep(server.settings.silence_s)

@@ -46,6 +46,7 @@ class Metrics:
     def request(self, scope: Scope, status: int, took_s: float) -> None:
         """Count one request under its route's template, never under the path it wrote."""
         route = getattr(scope.get("route"), "path", "none")
-        method = scope["method"] if route != "none" else "any"
+        known = route != "none" and scope["method"] in ("GET", "POST", "DELETE")
+        method = scope["method"] if known else "any"
         self._requests.labels(method, route, str(status)).inc()
         self._latency.labels(method, route).observe(took_s)

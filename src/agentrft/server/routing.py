@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
@@ -102,7 +103,7 @@ async def _once(request: StrictRequest, key: str, handler: Handler) -> Response:
     kept = False
     try:
         response = await handler(request)
-        if response.status_code < 300 and type(response).__name__ != "StreamingResponse":
+        if response.status_code < 300 and not isinstance(response, StreamingResponse):
             body = bytes(response.body)
             await run_in_threadpool(replies.finish, project, key, response.status_code, body)
             kept = True

@@ -9,7 +9,7 @@ from fastapi import Depends
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from agentrft.core.errors import AgentRFTError
+from agentrft.core.errors import StoreError, boundary
 from agentrft.egress.errors import AddressRefusedError, EndpointError
 from agentrft.egress.webhook import backoff_s, deliver
 from agentrft.server.auth import require
@@ -76,37 +76,56 @@ def delete_webhook(webhook_id: str, server: Here, caller: Admin) -> Deleted:
 
 async def deliver_for_ever(server: Server) -> None:
     """Drive the outbox until cancelled: each delivery until it is received or given up."""
+    running: set[asyncio.Task[None]] = set()
     while True:
+        due: tuple[Delivery, ...] = ()
         try:
-            due = await run_in_threadpool(server.home.outbox.due, _AT_ONCE)
-        except AgentRFTError as error:
-            _LOG.error("webhooks wait, for the outbox cannot be read: %s", error)
-            due = ()
-        await asyncio.gather(*(_deliver(server, delivery) for delivery in due))
-        if len(due) < _AT_ONCE:
-            await asyncio.sleep(server.settings.poll_s)
+            with boundary(StoreError, "outbox"):
+                due = await run_in_threadpool(server.home.outbox.due, _AT_ONCE - len(running))
+        except StoreError as error:
+            _LOG.error("webhooks wait: %s", error)
+        for delivery in due:
+            task = asyncio.create_task(_deliver(server, delivery))
+            running.add(task)
+            task.add_done_callback(running.discard)
+        # A receiver that takes its time holds up nobody but itself.
+        if len(running) == _AT_ONCE:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(server.settings.poll_s)
 
 
 async def _deliver(server: Server, delivery: Delivery) -> None:
-    outbox = server.home.outbox
+    """Try once and note how it went; what cannot be noted is tried again when its claim runs out."""
     try:
-        await deliver(
-            delivery.url,
-            delivery.secret,
-            delivery.event_id,
-            delivery.body,
-            timestamp=time.time(),
-            policy=server.policy,
-        )
+        failure = await _failure(server, delivery)
+        outcome = "delivered" if failure is None else "failed"
+        server.metrics.webhooks.labels(outcome).inc()
+        outbox = server.home.outbox
+        if failure is None:
+            await run_in_threadpool(outbox.delivered, delivery.sequence)
+        else:
+            _LOG.warning("webhook %s: %s", delivery.webhook_id, failure)
+            pause_s = backoff_s(delivery.attempts)
+            await run_in_threadpool(outbox.failed, delivery.sequence, failure, pause_s)
+    except StoreError as error:
+        _LOG.error("webhook %s: %s", delivery.webhook_id, error)
+
+
+async def _failure(server: Server, delivery: Delivery) -> str | None:
+    """Return why a delivery failed, None if it was received."""
+    try:
+        with boundary(EndpointError, "webhook"):
+            await deliver(
+                delivery.url,
+                delivery.secret,
+                delivery.event_id,
+                delivery.body,
+                timestamp=time.time(),
+                policy=server.policy,
+            )
     except EndpointError as error:
-        text = str(error)[:_LONGEST_ERROR]
-        pause_s = backoff_s(delivery.attempts)
-        server.metrics.webhooks.labels("failed").inc()
-        _LOG.warning("webhook %s: %s", delivery.webhook_id, text)
-        await run_in_threadpool(outbox.failed, delivery.sequence, text, pause_s)
-    else:
-        server.metrics.webhooks.labels("delivered").inc()
-        await run_in_threadpool(outbox.delivered, delivery.sequence)
+        return str(error)[:_LONGEST_ERROR]
+    return None
 
 
 def _fields(webhook: Webhook) -> dict[str, Any]:
