@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.event as sa_event
 from job_builders import Clock, checkpoint, event, job, queued
 
 from agentrft.core.config import HttpTool
@@ -525,11 +526,11 @@ def test_the_next_jobs_are_found_by_index(queue: JobQueue, home: Home, clock: Cl
     def note(*about: Any) -> None:
         sent.append((about[2], about[3]))
 
-    sa.event.listen(home.database.engine, "after_cursor_execute", note)
+    sa_event.listen(home.database.engine, "after_cursor_execute", note)
     taken(queue)
     clock.now += 31
     queue.reap()
-    sa.event.remove(home.database.engine, "after_cursor_execute", note)
+    sa_event.remove(home.database.engine, "after_cursor_execute", note)
     with home.database.reading() as connection:
         explain = "EXPLAIN QUERY PLAN"
         if connection.dialect.name == "postgresql":

@@ -8,9 +8,10 @@ import sqlalchemy as sa
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
+    initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -61,18 +62,23 @@ class Believed:
 class QueueMachine(RuleBasedStateMachine):
     """Workers come, work, vanish and come back; users wish; time jumps."""
 
-    leases = Bundle[Lease]("leases")
-
     def __init__(self, home: Home) -> None:
         super().__init__()
         self.home = home
         self.clock = Clock()
         self.queue = JobQueue(home.database, home.vault, clock=self.clock)
         self.believed: dict[str, Believed] = {}
+        self.leases: list[Lease] = []
         with home.database.writing() as connection:
             connection.execute(sa.delete(schema.runs))
             connection.execute(sa.delete(schema.outbox))
 
+    @initialize(validated=st.booleans())
+    def start(self, validated: bool) -> None:
+        self.submit("desk", validated)
+
+    # Few jobs, so that much happens to each.
+    @precondition(lambda self: len(self.believed) < 3)
     @rule(project=st.sampled_from(["desk", "shop"]), validated=st.booleans())
     def submit(self, project: str, validated: bool) -> None:
         status = JobStatus.QUEUED if validated else JobStatus.VALIDATING_FILES
@@ -86,8 +92,8 @@ class QueueMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.clock.now += seconds
 
-    @rule(target=leases, worker=st.sampled_from(["w1", "w2"]))
-    def claim(self, worker: str) -> Lease:
+    @rule(worker=st.sampled_from(["w1", "w2"]))
+    def claim(self, worker: str) -> None:
         lease = self.queue.claim(worker, LEASE_S)
         waiting = [
             job_id
@@ -96,7 +102,7 @@ class QueueMachine(RuleBasedStateMachine):
         ]
         if lease is None:
             assert waiting == []
-            return Lease(job=job("none"), worker=worker, fence=0)
+            return
         assert lease.job.id == waiting[0]
         one = self.believed[lease.job.id]
         if one.status is JobStatus.QUEUED:
@@ -105,30 +111,39 @@ class QueueMachine(RuleBasedStateMachine):
         one.attempts += 1
         one.holder, one.expires_at = lease, self.clock.now + LEASE_S
         assert (lease.job.status, lease.fence) == (one.status, one.fence)
-        return lease
+        self.leases.append(lease)
+
+    def one_lease(self, data: st.DataObject) -> Lease:
+        """Return a lease, as often one that is held as one that may be lost."""
+        held = [lease for lease in self.leases if self.believed[lease.job.id].holder == lease]
+        anyone = st.sampled_from(self.leases)
+        return data.draw(st.sampled_from(held) | anyone if held else anyone)
 
     def as_holder(self, lease: Lease, write: Callable[[], object]) -> Believed | None:
         """Do it, and return the job if it was the holder who did; others must be refused."""
-        one = self.believed.get(lease.job.id)
-        if one is not None and one.holder == lease:
+        one = self.believed[lease.job.id]
+        if one.holder == lease:
             write()
             return one
         with pytest.raises(LeaseLostError):
             write()
         return None
 
-    @rule(lease=leases)
-    def heartbeat(self, lease: Lease) -> None:
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def heartbeat(self, data: st.DataObject) -> None:
+        lease = self.one_lease(data)
         told: list[Wish | None] = []
         one = self.as_holder(lease, lambda: told.append(self.queue.heartbeat(lease, LEASE_S)))
         if one is not None:
             assert told == [one.wish]
             one.expires_at = self.clock.now + LEASE_S
 
-    @rule(lease=leases)
-    def commit_a_step(self, lease: Lease) -> None:
-        one = self.believed.get(lease.job.id)
-        step = 0 if one is None else one.steps
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def commit_a_step(self, data: st.DataObject) -> None:
+        lease = self.one_lease(data)
+        step = self.believed[lease.job.id].steps
         store = self.home.fenced(lease).store
         records = [checkpoint(lease.job.id, step)]
         one = self.as_holder(lease, lambda: store.append(lease.job.id, records))
@@ -136,57 +151,54 @@ class QueueMachine(RuleBasedStateMachine):
             one.steps += 1
             one.attempts = 0
 
-    @rule(lease=leases, status=st.sampled_from(JobStatus))
-    def save(self, lease: Lease, status: JobStatus) -> None:
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def save(self, data: st.DataObject) -> None:
         keeps = {JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.RUNNING}
-        one = self.moved(lease, status, keeps, self.queue.save)
-        if one is not None and one.status is not status:
-            one.become(status)
+        self.move(data, keeps, self.queue.save)
 
-    @rule(lease=leases, status=st.sampled_from(JobStatus))
-    def release(self, lease: Lease, status: JobStatus) -> None:
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
         gives = {JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED}
-        one = self.moved(lease, status, gives, self.queue.release)
-        if one is None:
-            return
-        if one.wish is not None:
+        one = self.move(data, gives, self.queue.release)
+        if one is not None and one.wish is not None:
+            one.history.pop()
             one.obey(one.wish)
-        else:
-            one.become(status)
+        elif one is not None:
             one.free()
 
-    @rule(lease=leases, status=st.sampled_from(JobStatus))
-    def finish(self, lease: Lease, status: JobStatus) -> None:
-        final = {one for one in JobStatus if one.is_final}
-        one = self.moved(lease, status, final, self.queue.finish)
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        final = {status for status in JobStatus if status.is_final}
+        one = self.move(data, final, self.queue.finish)
         if one is not None:
-            one.become(status)
             one.free()
 
-    def moved(
-        self,
-        lease: Lease,
-        status: JobStatus,
-        fitting: set[JobStatus],
-        verb: Callable[..., None],
+    def move(
+        self, data: st.DataObject, fitting: set[JobStatus], verb: Callable[..., None]
     ) -> Believed | None:
-        """Return the job if its holder was let move it."""
-        one = self.believed.get(lease.job.id)
-        validated = one is not None and one.validated
-        moved = replace(lease.job, status=status, validated=validated)
-        held = one is not None and one.holder == lease
-        if held and (
-            status not in fitting or (status is not one.status and status not in NEXT[one.status])
-        ):
+        """Let somebody move a job somewhere, and return it if that was the holder and legal."""
+        lease = self.one_lease(data)
+        one = self.believed[lease.job.id]
+        legal = [
+            s for s in JobStatus if s in fitting and (s is one.status or s in NEXT[one.status])
+        ]
+        anywhere = st.sampled_from(JobStatus)
+        status = data.draw(st.sampled_from(legal) | anywhere if legal else anywhere)
+        moved = replace(lease.job, status=status, validated=one.validated)
+        if one.holder == lease and status not in legal:
             with pytest.raises(ConflictError):
                 verb(lease, moved)
             return None
-        return self.as_holder(lease, lambda: verb(lease, moved))
+        if self.as_holder(lease, lambda: verb(lease, moved)) is None:
+            return None
+        one.become(status)
+        return one
 
     @rule(data=st.data(), wish=st.sampled_from(Wish))
     def wish(self, data: st.DataObject, wish: Wish) -> None:
-        if not self.believed:
-            return
         job_id = data.draw(st.sampled_from(list(self.believed)))
         one = self.believed[job_id]
         if WISHED[wish] not in NEXT[one.status]:
@@ -201,8 +213,6 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def resume(self, data: st.DataObject) -> None:
-        if not self.believed:
-            return
         job_id = data.draw(st.sampled_from(list(self.believed)))
         one = self.believed[job_id]
         if one.status is not JobStatus.PAUSED:
@@ -271,7 +281,12 @@ def test_no_order_of_calls_loses_a_job_or_ends_one_twice(home: Home) -> None:
     for project, count in WEBHOOKS.items():
         for number in range(count):
             home.outbox.add_webhook(project, f"http://{number}")
+
+    class OnThisHome(QueueMachine):
+        def __init__(self) -> None:
+            super().__init__(home)
+
     run_state_machine_as_test(
-        lambda: QueueMachine(home),
-        settings=settings(max_examples=40, stateful_step_count=40, deadline=None),
+        OnThisHome,
+        settings=settings(max_examples=100, stateful_step_count=40, deadline=None),
     )

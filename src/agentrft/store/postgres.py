@@ -95,7 +95,7 @@ def _advice(reason: str, *, place: str, password: str | None) -> str:
         return f"{reason}; create it (createdb) or correct the name in the database URL"
     if "connection failed" in reason or "connection timeout" in reason:
         return f"cannot connect: {reason}; start the server or correct the database URL"
-    if "terminat" in reason or "connection is lost" in reason or "closed" in reason:
+    if "terminating" in reason or "connection is lost" in reason or "closed" in reason:
         return (
             f"the connection was lost: {reason}; what was not yet confirmed was not kept, try again"
         )
