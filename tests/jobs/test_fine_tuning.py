@@ -140,9 +140,19 @@ def test_rows_may_repeat_and_call_their_fields_as_they_like(tmp_path: Path) -> N
 
 def test_a_job_goes_on_from_the_weights_of_another(tmp_path: Path) -> None:
     home, model = a_home(tmp_path), FakeModel()
+    (tmp_path / "earlier").mkdir()
     submitted(home, start=str(tmp_path / "earlier"))
     finished(home, model)
     assert model.starts == [tmp_path / "earlier"] * 2, "checked and trained"
+
+
+def test_a_job_whose_beginning_is_gone_fails_and_names_the_model(tmp_path: Path) -> None:
+    home, model = a_home(tmp_path), FakeModel()
+    submitted(home, start=str(tmp_path / "earlier"))
+    carried_out(home, model)
+    failed = home.queue.get("ftjob-1").job
+    assert failed.error is not None
+    assert failed.error.code == "model_not_found"
 
 
 def interrupt_in_rollouts(model: FakeModel, step: int, reason: Interruption) -> None:

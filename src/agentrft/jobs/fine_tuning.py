@@ -137,6 +137,11 @@ class LeasedJob:
         project, method = model.project, self._record.method
         warn_only = only_warns(self._record.metadata)
         if isinstance(method, ReinforcementMethod):
+            if files.validation is None:
+                self._work.event(
+                    "No validation_file: nothing is validated, and the newest checkpoints are kept "
+                    "instead of the best"
+                )
             return await check_reinforcement(
                 self._work,
                 await serving(self._work, model, self._start),
@@ -233,6 +238,14 @@ class LeasedJob:
     def _opened(self) -> tuple[Project, Resolved, JobFiles]:
         """Read the files again, since they may have gone, and put the job together."""
         record = self._record
+        if self._start is not None and not self._start.is_dir():
+            raise JobFailedError(
+                JobError(
+                    code="model_not_found",
+                    message=f"the weights of {record.model} are gone; begin from another model",
+                    param="model",
+                )
+            )
         files = JobFiles(
             training=self._content(record.training_file, "training_file"),
             validation=(

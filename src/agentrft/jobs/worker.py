@@ -5,6 +5,7 @@ a step may hold the event loop for seconds.
 """
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -90,9 +91,16 @@ async def _carry_out(
     finally:
         leaving.cancel()
         working.cancel()
-        # Models are large and part of cycles; the next job may need the room at once.
         del job, working
-        gc.collect()
+        _free_memory()
+
+
+def _free_memory() -> None:
+    """Give back what a model held: it is part of cycles, and glibc keeps freed gigabytes to itself."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:
