@@ -41,6 +41,7 @@ MAY_IMPORT = {
 MAY_IMPORT["jobs"] = {*MAY_IMPORT, "jobs"} - {"server"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
 MAY_IMPORT["__init__"] = LEAVES | {"rollout"}
+MAY_IMPORT["__main__"] = {"cli"}
 
 ONLY_IN = {
     "torch": ("training/", "inference/embedded/"),
@@ -168,8 +169,24 @@ models pull name --home
 models info name --home
 runs list --project --home
 runs show run --home
+serve --host --port --workers --home
+worker --home --port --parent
+chat-process --home --parent
+jobs list --project --home
+jobs show job --home
+jobs events job --follow --home
+jobs checkpoints job --home
+jobs pause job --home
+jobs resume job --home
+jobs cancel job --home
+token create --role --project --name --days --home
+token list --home
+token revoke token --home
+webhooks add url --project --home
+webhooks list --project --home
+webhooks remove webhook --project --home
 """
-"""A new setting belongs into agent.toml; a new option here needs a reason."""
+"""A new setting belongs into agent.toml or server.toml; a new option here needs a reason."""
 
 
 def command_lines(command: Any, *path: str) -> Iterator[str]:

@@ -29,6 +29,7 @@ SECTIONS: dict[str, type] = {
     "`[methods.<method>.trainer.adapter]`": config.Adapter,
     "`[methods.<method>.trainer.optimizer]`": config.Optimizer,
     "`[methods.<method>.trainer.loss]`": config.Loss,
+    "`server.toml`": config.ServerConfig,
 }
 
 

@@ -174,7 +174,7 @@ class Scenario:
                 "max_episode_steps": 5,
                 "hyperparameters": {
                     "reasoning_effort": "low",
-                    "n_epochs": 2,
+                    "n_epochs": 1,
                     "batch_size": 4,
                     "compute_multiplier": 0.5,
                     "eval_interval": 2,
@@ -244,7 +244,7 @@ class Scenario:
         assert job.trained_tokens > 0
         events = await self.events(job_id)
         metrics = [event.data for event in events if event.type == "metrics"]
-        assert [data["step"] for data in metrics] == list(range(1, 7))
+        assert [data["step"] for data in metrics] == [1, 2, 3]
         assert all(
             data["train_mean_reward"] == data["scores"]["train_reward_mean"] for data in metrics
         )
@@ -256,7 +256,7 @@ class Scenario:
         assert all(":ckpt-step-" in one.fine_tuned_model_checkpoint for one in found)
         table = await settled(self.client.files.content(job.result_files[0]))
         assert table.text.splitlines()[0].startswith("step,")
-        assert len(table.text.splitlines()) == 7
+        assert len(table.text.splitlines()) == 4
         said = await settled(
             self.client.chat.completions.create(
                 model=job.fine_tuned_model,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentrft.cli.terminal import HomeOption, console, open_home, shown_time
+from agentrft.cli.terminal import HomeOption, console, open_home, print_table, shown_time
 
 if TYPE_CHECKING:
     from agentrft.inference.models import KnownModel, ModelFiles
@@ -55,13 +55,14 @@ def runs_list(
     home: HomeOption = None,
 ) -> None:
     """List runs, newest first."""
-    from rich.table import Table
-
-    table = Table("run", "project", "method", "status", "created", "error", box=None)
-    for run in open_home(home).store.runs(project=project or None).items:
-        created = shown_time(run.created_at)
-        table.add_row(run.id, run.project, run.method, run.status, created, run.error or "")
-    console().print(table)
+    runs = open_home(home).store.runs(project=project or None).items
+    print_table(
+        ("run", "project", "method", "status", "created", "error"),
+        [
+            (r.id, r.project, r.method, r.status, shown_time(r.created_at), r.error or "-")
+            for r in runs
+        ],
+    )
 
 
 @runs_app.command("show")

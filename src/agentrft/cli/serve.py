@@ -6,12 +6,16 @@ import signal
 import sys
 import threading
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agentrft.cli.tenants import DEFAULT_PROJECT
 from agentrft.cli.terminal import HomeOption, ask_to_stop, open_home
+
+if TYPE_CHECKING:
+    from agentrft.core.config import ServerConfig
+    from agentrft.egress.policy import EgressPolicy
 
 app = typer.Typer()
 
@@ -23,36 +27,30 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     workers: Annotated[int, typer.Option(help="Workers to start; 0 leaves it to others.")] = 1,
-    model: Annotated[
-        str, typer.Option(help="What hosted model names stand for here.")
-    ] = "smollm2-135m",
-    alias: Annotated[
-        list[str] | None, typer.Option(help="NAME=MODEL: what jobs call NAME is MODEL here.")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="Further names under which clients may call.")
-    ] = None,
     home: HomeOption = None,
 ) -> None:
-    """Serve the fine-tuning API, with a worker that does the jobs and a process that answers chats."""
+    """Serve the fine-tuning API, with a worker that does the jobs and a process that answers chats.
+
+    More settings are in server.toml of the home folder.
+    """
     import uvicorn
 
-    from agentrft.core.errors import ConfigError
     from agentrft.inference.chat import ChatClient
     from agentrft.server.app import ServerSettings, create_app
     from agentrft.server.children import Child, keep_running
+    from agentrft.store.codec import load_server_config
 
     opened = open_home(home)
-    for entry in alias or ():
-        if not all(entry.partition("=")):
-            raise ConfigError(f"--alias {entry!r}: write NAME=MODEL, e.g. my-agent=smollm2-135m")
-    aliases = dict(entry.split("=", 1) for entry in alias or ())
+    config = load_server_config(opened.path)
     settings = ServerSettings(
         host=host,
         port=port,
-        default_model=model,
-        aliases=aliases,
-        allowed_hosts=tuple(allow_host or ()),
+        allowed_hosts=config.hosts,
+        allowed_origins=config.origins,
+        default_model=config.model,
+        aliases=config.aliases,
+        policy=_policy(config, port),
+        requests_per_minute=config.requests_per_minute,
     )
     if opened.access.is_empty():
         from agentrft.store.access import Role
@@ -65,7 +63,7 @@ def serve(
     own = ["--home", str(opened.path), "--parent", str(os.getpid())]
     children = [Child(name="chat", command=[*command, "chat-process", *own])]
     children += [
-        Child(name=f"worker {number}", command=[*command, "worker", *own])
+        Child(name=f"worker {number}", command=[*command, "worker", *own, "--port", str(port)])
         for number in range(workers)
     ]
     server = uvicorn.Server(
@@ -96,12 +94,15 @@ def serve(
 @app.command()
 def worker(
     home: HomeOption = None,
+    port: Annotated[int, typer.Option(help="Of a server here, which tools may not call.")] = 8000,
     parent: ParentOption = 0,
 ) -> None:
     """Do fine-tuning jobs of this home until told to stop; several may run, on several machines."""
     from agentrft.jobs.worker import WorkerConfig, work
+    from agentrft.store.codec import load_server_config
 
     opened = open_home(home)
+    policy = _policy(load_server_config(opened.path), port)
     if parent:
         # Training takes every core it gets; the API beside it must still answer at once.
         os.nice(5)
@@ -112,7 +113,7 @@ def worker(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ask_to_stop, stop)
-        await work(opened, WorkerConfig(), stop)
+        await work(opened, WorkerConfig(policy=policy), stop)
 
     asyncio.run(run())
     opened.close()
@@ -123,10 +124,27 @@ def chat_process(home: HomeOption = None, parent: ParentOption = 0) -> None:
     """Answer chats for the server, over a socket in the home folder."""
     from agentrft.core.config import EngineConfig
     from agentrft.inference.service import serve_chat
+    from agentrft.store.codec import load_server_config
 
     opened = open_home(home)
+    config = load_server_config(opened.path)
     _end_with_parent(parent)
-    serve_chat(opened.path / "chat.sock", opened.models, EngineConfig(max_sequences=16))
+    serve_chat(
+        opened.path / "chat.sock",
+        opened.models,
+        EngineConfig(max_sequences=config.chats),
+        max_loaded=config.loaded_models,
+    )
+
+
+def _policy(config: "ServerConfig", port: int) -> "EgressPolicy":
+    from agentrft.egress.policy import EgressPolicy
+
+    return EgressPolicy(
+        multi_project=config.private_addresses == "listed",
+        allowed=frozenset(config.allowed),
+        own_ports=frozenset({port}),
+    )
 
 
 def _end_with_parent(parent: int) -> None:

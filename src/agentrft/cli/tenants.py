@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentrft.cli.terminal import HomeOption, console, open_home, shown_time
+from agentrft.cli.terminal import HomeOption, console, open_home, print_table, shown_time
 
 if TYPE_CHECKING:
     from agentrft.core.job import JobState
+    from agentrft.store.access import TokenInfo
 
 DEFAULT_PROJECT = "default"
 
@@ -24,21 +25,23 @@ JobArgument = Annotated[str, typer.Argument(help="Job id, as `agentrft jobs list
 @jobs_app.command("list")
 def jobs_list(project: TenantOption = DEFAULT_PROJECT, home: HomeOption = None) -> None:
     """List jobs, newest first."""
-    from rich.table import Table
-
-    table = Table("job", "method", "model", "status", "worker", "created", "result", box=None)
-    for state in open_home(home).queue.list(project, after=None, limit=100, metadata=None).items:
-        job = state.job
-        table.add_row(
-            job.id,
-            job.method.type,
-            job.model,
-            job.status,
-            state.worker or "",
-            shown_time(job.created_at),
-            job.fine_tuned_model or (job.error.message if job.error else ""),
-        )
-    console().print(table)
+    states = open_home(home).queue.list(project, after=None, limit=100, metadata=None).items
+    print_table(
+        ("job", "method", "model", "status", "created", "worker", "result"),
+        [
+            (
+                job.id,
+                job.method.type,
+                job.model,
+                job.status,
+                shown_time(job.created_at),
+                state.worker or "-",
+                job.fine_tuned_model or (job.error.message if job.error else "-"),
+            )
+            for state in states
+            for job in [state.job]
+        ],
+    )
 
 
 @jobs_app.command("show")
@@ -127,23 +130,27 @@ def token_create(
 @token_app.command("list")
 def token_list(home: HomeOption = None) -> None:
     """List tokens; the tokens themselves are not kept."""
-    from rich.table import Table
 
-    table = Table("id", "project", "role", "name", "created", "last used", "state", box=None)
-    for token in open_home(home).access.tokens(None):
-        used = shown_time(token.last_used_at) if token.last_used_at else "never"
-        expires = f"until {shown_time(token.expires_at)}" if token.expires_at else "valid"
-        state = "revoked" if token.revoked_at else expires
-        table.add_row(
-            token.id,
-            token.project,
-            token.role,
-            token.name,
-            shown_time(token.created_at),
-            used,
-            state,
-        )
-    console().print(table)
+    def state(token: "TokenInfo") -> str:
+        if token.revoked_at:
+            return "revoked"
+        return f"until {shown_time(token.expires_at)}" if token.expires_at else "valid"
+
+    print_table(
+        ("token", "project", "role", "name", "created", "last used", "state"),
+        [
+            (
+                token.id,
+                token.project,
+                token.role,
+                token.name or "-",
+                shown_time(token.created_at),
+                shown_time(token.last_used_at) if token.last_used_at else "never",
+                state(token),
+            )
+            for token in open_home(home).access.tokens(None)
+        ],
+    )
 
 
 @token_app.command("revoke")

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,15 @@ def open_home(path: Path | None) -> "Home":
     named = os.environ.get("AGENTRFT_HOME")
     chosen = path or (Path(named) if named else platformdirs.user_data_path("agentrft"))
     return Home.open(chosen.expanduser(), database_url=os.environ.get("AGENTRFT_DATABASE_URL", ""))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print aligned columns, never cut: ids are there to be copied."""
+    lines = [headings, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
 
 
 def shown_time(unix_time: float) -> str:

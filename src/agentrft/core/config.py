@@ -218,3 +218,28 @@ class ProjectConfig:
     methods: Methods = field(default_factory=Methods)
     presets: dict[str, Methods] = field(default_factory=dict[str, Methods])
     """Named alternatives to `methods`, e.g. `quick`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """`server.toml` in the home folder; the API, its workers and its chat process read it."""
+
+    model: str = "smollm2-135m"
+    """Registry name, hub id or folder; what names of hosted models stand for."""
+    aliases: dict[str, str] = field(default_factory=dict[str, str])
+    """Name to registry name, hub id or folder, for jobs and chats."""
+    hosts: tuple[str, ...] = ()
+    """Names under which clients may call, beside loopback and the bound address."""
+    origins: tuple[str, ...] = ()
+    """Web origins that may call, beside the server's own, e.g. `https://desk.example`."""
+    requests_per_minute: int = 30_000
+    """For each token."""
+    private_addresses: Literal["named", "listed"] = "named"
+    """Tools, graders and webhooks on loopback or a private network: any that a job names, or only
+    those of `allowed`."""
+    allowed: tuple[str, ...] = ()
+    """`host:port` of private addresses that jobs may call when only listed ones are."""
+    loaded_models: int = 2
+    """Models held ready for chats; the least recently used one makes room."""
+    chats: int = 16
+    """Chats answered together, for each model."""

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import pydantic_core
 from pydantic import TypeAdapter, ValidationError
 
-from agentrft.core.config import Methods, ProjectConfig
+from agentrft.core.config import Methods, ProjectConfig, ServerConfig
 from agentrft.core.errors import ConfigError, StoreError
 
 T = TypeVar("T")
@@ -93,6 +93,15 @@ def load_project_config(path: Path, preset: str | None = None) -> ProjectConfig:
         raise ConfigError(f"{file.name}: no preset {preset!r}; known presets: {known}")
     chosen = config.methods if preset is None else presets[preset]
     return dataclasses.replace(config, presets=presets, methods=chosen)
+
+
+def load_server_config(home: Path) -> ServerConfig:
+    """Return the server's config in a home folder; defaults if it has none.
+
+    Raises ConfigError for a malformed file and unknown keys.
+    """
+    file = home / "server.toml"
+    return load_config(ServerConfig, _read_toml(file) if file.exists() else {}, file.name)
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
