@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
+POOL_OVERFLOW = 35
+"""Connections beyond the pool's five: one for each of the 40 threads that a server answers from."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:

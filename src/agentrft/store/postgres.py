@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from agentrft.core.errors import ConfigError
-from agentrft.store.backend import Backend
+from agentrft.store.backend import POOL_OVERFLOW, Backend
 
 CONNECT_TIMEOUT_S = 10
 LOCK_TIMEOUT_S = 30
@@ -37,6 +37,7 @@ def postgres_backend(url: str) -> Backend:
             connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
             # A server that was restarted costs the transactions under way, not the next ones.
             pool_pre_ping=True,
+            max_overflow=POOL_OVERFLOW,
             hide_parameters=True,
         )
     except ModuleNotFoundError:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, create_engine, event
 
-from agentrft.store.backend import Backend
+from agentrft.store.backend import POOL_OVERFLOW, Backend
 
 BUSY_TIMEOUT_S = 30
 
@@ -13,7 +13,10 @@ BUSY_TIMEOUT_S = 30
 def sqlite_backend(file: Path) -> Backend:
     """Return the backend of one file, made at the first transaction."""
     engine = create_engine(
-        f"sqlite:///{file}", connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True
+        f"sqlite:///{file}",
+        connect_args={"timeout": BUSY_TIMEOUT_S},
+        max_overflow=POOL_OVERFLOW,
+        hide_parameters=True,
     )
 
     @event.listens_for(engine, "connect")
