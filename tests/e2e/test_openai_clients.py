@@ -132,3 +132,25 @@ def test_the_official_client_finds_what_it_expects(
     assert done.returncode == 0, done.stderr[-6000:]
     if version != "newest":
         assert version in done.stdout
+
+
+def test_the_compatibility_page_is_what_the_server_answers(running: Running) -> None:
+    client = OpenAI(
+        base_url=running.environment["OPENAI_BASE_URL"],
+        api_key=running.environment["OPENAI_API_KEY"],
+    )
+    finished = [
+        job.id
+        for job in client.fine_tuning.jobs.list()
+        if job.status == "succeeded" and job.method and job.method.type == "reinforcement"
+    ]
+    assert finished, "the scenarios above leave finished jobs behind"
+    written = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "compatibility.py"), finished[0]],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=running.environment,
+    )
+    assert written.returncode == 0, written.stderr
+    assert written.stdout == (ROOT / "docs" / "compatibility.md").read_text()
