@@ -21,7 +21,7 @@ import openai
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples" / "openai_client"))
 
-from move_job import rows, tool_schemas  # noqa: E402  # pyright: ignore[reportMissingImports]
+from move_job import rows, tool_schemas  # noqa: E402
 
 DEADLINE_S = 420.0
 

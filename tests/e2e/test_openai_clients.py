@@ -19,9 +19,9 @@ OLD_CLIENT = Path(sys.prefix) / "openai-1.109.1"
 for folder in ("support_desk", "openai_client"):
     sys.path.insert(0, str(ROOT / "examples" / folder))
 
-from move_job import conversations, follow, uploaded  # noqa: E402  # pyright: ignore[reportMissingImports]
+from move_job import conversations, follow, uploaded  # noqa: E402
 from openai import OpenAI  # noqa: E402
-from server import DeskServer  # noqa: E402  # pyright: ignore[reportMissingImports]
+from server import DeskServer  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
