@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= passive
 unexport HF_HUB_OFFLINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test learning check format clean
+.PHONY: help setup demo test learning soak fuzz load check format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,16 @@ learning: $(STAMP) ## Three seeds of the support desk, one after the other (abou
 	for seed in 0 1 2; do \
 	    $(BIN)/agentrft improve examples/support_desk --seed $$seed || exit 1; \
 	done
+
+soak: $(STAMP) ## Two workers, 200 jobs, SIGKILL at random moments (about 15 minutes)
+	AGENTRFT_SOAK_JOBS=200 $(BIN)/python -m pytest -s tests/jobs/test_killed_workers.py
+
+fuzz: $(STAMP) ## 5,000 and more generated requests against every route of the API
+	AGENTRFT_SCHEMATHESIS_CASES=120 $(BIN)/python -m pytest -s tests/server/test_schema.py
+
+load: $(STAMP) ## Load on a running server: AGENTRFT_TOKEN=art-... make load PID=1234 (see benchmarks/README.md)
+	$(BIN)/pip install --quiet --constraint constraints.txt --group load
+	$(BIN)/python benchmarks/load.py --pid $(PID)
 
 check: $(STAMP) ## Lint, format, types, arrows between rooms, spelling
 	$(BIN)/ruff check
