@@ -42,7 +42,7 @@ def test_every_job_ends_once_and_no_step_counts_twice_however_often_workers_are_
     try:
         while any(not home.queue.get(name).job.status.is_final for name in names):
             assert time.monotonic() < deadline, Counter(home.queue.counts())
-            time.sleep(draw.uniform(1.0, 4.0))
+            time.sleep(draw.uniform(0.8, 2.5))
             unlucky = draw.randrange(len(workers))
             workers[unlucky].kill()
             workers[unlucky].wait()

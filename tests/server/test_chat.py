@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +16,14 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 from agentrft.core.errors import SamplerError, UserError
 from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Message, ToolCall, ToolSpec
-from agentrft.inference.chat import ChatDelta, ChatEnd, ChatRequest, TokenLogprob, ToolName
+from agentrft.inference.chat import (
+    ChatBusyError,
+    ChatDelta,
+    ChatEnd,
+    ChatRequest,
+    TokenLogprob,
+    ToolName,
+)
 from agentrft.inference.scripted import Answer, ScriptedChat, scripted_answer
 from agentrft.store.access import Role
 from agentrft.store.catalogue import CallableModel
@@ -423,6 +431,9 @@ def test_a_refusal_before_the_first_piece_has_a_status(
     with pytest.raises(openai.InternalServerError, match="is starting") as caught:
         live.client().chat.completions.create(model=MODEL, messages=HELLO, stream=stream)
     assert caught.value.status_code == 503
+    script.answer = failing(ChatBusyError("64 requests are waiting"))
+    with pytest.raises(openai.RateLimitError, match="64 requests"):
+        live.client().chat.completions.create(model=MODEL, messages=HELLO, stream=stream)
 
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_error_event(live: Live, script: Script) -> None:
@@ -453,6 +464,8 @@ class Endless:
         return True
 
 
+# A cancelled request of the client leaves its socket to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_cancels_its_work(tmp_path: Path, stream: bool, silent: bool) -> None:
@@ -474,6 +487,7 @@ def test_a_client_that_leaves_cancels_its_work(tmp_path: Path, stream: bool, sil
     with live_server(tmp_path, chat) as live:
         asyncio.run(leave(live))
         assert chat.cancelled.wait(10)
+    gc.collect()
 
 
 def test_the_asynchronous_client_is_served_too(live: Live, script: Script) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from agentrft.core.errors import UserError
 from agentrft.store.access import Access, Identity, Role
 from agentrft.store.database import Database
 from agentrft.store.errors import ConflictError, NotFoundError
@@ -135,3 +136,8 @@ def test_a_second_process_sees_the_same_tokens(tmp_path: Path, clock: Clock) -> 
     second = Database(tmp_path / "home.db")
     assert Access(second, clock=clock).identify(token) is not None
     second.close()
+
+
+def test_a_name_that_no_database_can_hold_is_the_callers_mistake_or_unknown(access: Access) -> None:
+    with pytest.raises((NotFoundError, UserError)):
+        access.revoke("tok_\0")

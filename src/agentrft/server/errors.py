@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from agentrft.core.errors import AgentRFTError, SamplerError, UserError
+from agentrft.inference.chat import ChatBusyError
 from agentrft.server.wire import Reply
 from agentrft.store.errors import ConflictError, NotFoundError, TooLargeError
 
@@ -100,6 +101,8 @@ def as_api_error(error: AgentRFTError, request_id: str) -> ApiError:
             return ApiError(409, str(error), code="conflict")
         case UserError():
             return bad_request(str(error))
+        case ChatBusyError():
+            return ApiError(429, str(error), code="model_busy", headers={"retry-after": "2"})
         case SamplerError():
             return ApiError(503, str(error), code="model_unavailable", headers={"retry-after": "2"})
         case _:

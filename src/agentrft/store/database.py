@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Table, exc, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from agentrft.core.errors import StoreError
+from agentrft.core.errors import StoreError, UserError
 from agentrft.store.postgres import postgres_backend
 from agentrft.store.schema import HEAD
 from agentrft.store.sqlite import sqlite_backend
@@ -60,6 +60,9 @@ class Database:
             yield
         except exc.IntegrityError:
             raise
+        except exc.DataError as error:
+            # Text with NUL, which PostgreSQL cannot hold: nothing of that name exists or can.
+            raise UserError(f"a value cannot be stored: {error.orig}") from error
         except exc.DBAPIError as error:
             advice = self._backend.advice(str(error.orig))
             raise StoreError(f"{self.name}: {advice}") from error
