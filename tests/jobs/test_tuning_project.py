@@ -91,7 +91,7 @@ def test_secrets_are_nowhere_in_the_projects_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "schema",
     [
-        {"type": "strang"},
+        {"type": "no_such_type"},
         {"$ref": "http://127.0.0.1:9/schema"},
         {"$ref": "file:///etc/passwd"},
         {"type": "string", "pattern": "(?=a)b"},

@@ -175,7 +175,7 @@ def test_a_stranger_learns_nothing_and_changes_nothing(world: World) -> None:
     assert everything(world) == before
 
 
-def test_what_is_not_there_and_what_is_anothers_read_the_same(world: World) -> None:
+def test_what_is_not_there_and_what_belongs_to_others_read_the_same(world: World) -> None:
     stranger = world.callers["stranger"]
     for method, path in routes(world.server):
         if "{" not in path:
