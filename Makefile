@@ -30,7 +30,7 @@ demo: $(STAMP) ## Improve the support desk agent: base, warm start, reinforcemen
 	$(BIN)/agentrft improve examples/support_desk
 
 test: $(STAMP) ## Run the tests (under 10 minutes)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --durations 15
 
 learning: $(STAMP) ## Three seeds of the support desk, one after the other (about an hour)
 	for seed in 0 1 2; do \

@@ -16,7 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from job_builders import event, queued
 from private_postgres import LOCKED, PrivatePostgres
 
-from agentrft.core.errors import ConfigError, StoreError
+from agentrft.core.errors import ConfigError, StoreError, UserError
 from agentrft.core.run import Event, Method, Run, RunStatus
 from agentrft.store import schema
 from agentrft.store.database import Database
@@ -136,11 +136,11 @@ def test_a_home_in_a_file_loads_no_driver(tmp_path: Path) -> None:
     assert done.stdout == "False\n"
 
 
-def test_text_that_postgres_cannot_hold_is_an_error_of_the_store(
+def test_text_that_postgres_cannot_hold_is_the_callers_mistake(
     tmp_path: Path, postgres_url: str
 ) -> None:
     home = Home.open(tmp_path, postgres_url)
-    with pytest.raises(StoreError, match="NUL"):
+    with pytest.raises(UserError, match="NUL"):
         home.outbox.add_webhook("desk", "http://\0")
     home.close()
 
