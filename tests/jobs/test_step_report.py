@@ -18,7 +18,6 @@ from agentrft.core.trajectory import (
 )
 from agentrft.jobs.step_report import (
     StepReport,
-    checkpoint_metrics,
     reinforcement_report,
     result_file,
     supervised_report,
@@ -221,24 +220,6 @@ def test_a_step_that_trained_on_nothing_has_no_loss() -> None:
     assert said.message == "Step 1/20 , train mean reward=n/a"
     assert said.data["pg_loss_sum"] is None
     assert said.data["entropy_loss_sum"] is None
-
-
-def test_a_checkpoint_carries_the_steps_figures() -> None:
-    metrics = checkpoint_metrics(report().data)
-    assert metrics["train_mean_reward"] == metrics["train_reward_mean"] == 0.5
-    assert metrics["step"] == 1
-    assert metrics["full_valid_mean_reward"] is None
-    assert set(
-        checkpoint_metrics(supervised_report({"loss": 1.0}, step=2, total_steps=3).data)
-    ) == {
-        "step",
-        "train_loss",
-        "train_mean_token_accuracy",
-        "valid_loss",
-        "valid_mean_token_accuracy",
-        "full_valid_loss",
-        "full_valid_mean_token_accuracy",
-    }
 
 
 def test_supervised_steps_report_only_what_was_measured() -> None:

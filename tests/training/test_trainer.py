@@ -15,7 +15,7 @@ from tiny_training import config, perturbed, samples, tiny_model
 from agentrft.core.config import Adapter, Optimizer
 from agentrft.core.errors import ModelError, StoreError, UserError
 from agentrft.core.sample import Sample
-from agentrft.training.checkpoint import load_checkpoint_weights
+from agentrft.inference.embedded.checkpoint import read_checkpoint
 from agentrft.training.credit import imitation
 from agentrft.training.trainer import LocalTrainer, check_memory
 
@@ -247,7 +247,7 @@ def test_a_checkpoint_is_served_without_a_trainer(tmp_path: Path, folder: Path, 
     for _ in range(2):
         trainer.step(samples(5))
     trainer.save(tmp_path / "checkpoint", {})
-    served = load_checkpoint_weights(folder, tmp_path / "checkpoint")
+    served = read_checkpoint(tmp_path / "checkpoint", folder).tensors
     published = trainer.weights().tensors
     assert served.keys() == published.keys()
     for name, tensor in published.items():

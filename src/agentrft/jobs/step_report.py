@@ -26,17 +26,7 @@ ERRORS_OF: Mapping[str, tuple[str, ...]] = {
 }
 """Error families that a type of grader always reports; others appear when they happen."""
 
-REINFORCEMENT_CHECKPOINT = (
-    "step",
-    "train_mean_reward",
-    "train_reward_mean",
-    "full_valid_mean_reward",
-    "valid_reward_mean",
-    "full_valid_mean_parse_error",
-    "completion_tokens_mean",
-    "reasoning_tokens_mean",
-)
-SUPERVISED_CHECKPOINT = (
+SUPERVISED_COLUMNS = (
     "step",
     "train_loss",
     "train_mean_token_accuracy",
@@ -166,12 +156,6 @@ def supervised_report(
     return StepReport(message=message, data=data)
 
 
-def checkpoint_metrics(data: Mapping[str, Any]) -> Figures:
-    """Return the `metrics` of a checkpoint from the metrics event of its step."""
-    keys = SUPERVISED_CHECKPOINT if "train_loss" in data else REINFORCEMENT_CHECKPOINT
-    return {key: data.get(key) for key in keys}
-
-
 def result_file(
     method: Literal["supervised", "reinforcement"], steps: Iterable[Mapping[str, Any]]
 ) -> bytes:
@@ -182,8 +166,8 @@ def result_file(
     by_step = {data["step"]: data for data in steps}
     ordered = [by_step[step] for step in sorted(by_step)]
     if method == "supervised":
-        lines = [{key: data.get(key) for key in SUPERVISED_CHECKPOINT} for data in ordered]
-        return _csv(SUPERVISED_CHECKPOINT, lines)
+        lines = [{key: data.get(key) for key in SUPERVISED_COLUMNS} for data in ordered]
+        return _csv(SUPERVISED_COLUMNS, lines)
     lines = [_reinforcement_line(data) for data in ordered]
     # A rare error family appears late; before that its cells are empty.
     return _csv(list(dict.fromkeys((*REINFORCEMENT_COLUMNS, *itertools.chain(*lines)))), lines)

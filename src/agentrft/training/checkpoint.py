@@ -12,17 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from agentrft.core.errors import ModelError, StoreError
 from agentrft.core.policy import Canary
-from agentrft.training.model import stored_tensors
-from agentrft.training.parameters import merge
 
 MANIFEST = "manifest.json"
 RECORD = "trainer.json"
 CANARIES = "canaries.json"
-ADAPTER_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,37 +110,6 @@ def write_record(folder: Path, record: TrainerRecord) -> None:
 def write_canaries(folder: Path, canaries: Sequence[Canary]) -> None:
     """Write the trainer's own logprobs, by which whoever serves the checkpoint proves that it does."""
     (folder / CANARIES).write_text(json.dumps([asdict(canary) for canary in canaries]))
-
-
-def load_checkpoint_weights(base_folder: Path, checkpoint: Path) -> dict[str, Tensor]:
-    """Return the weights a checkpoint changes, merged in float32, by the model's own names.
-
-    Serves a checkpoint without a trainer. Raises StoreError for a corrupt checkpoint and ModelError
-    if it belongs to another model.
-    """
-    verify_checkpoint(checkpoint)
-    record = read_record(checkpoint)
-    check_base(record, base_folder, checkpoint)
-    if record.kind == "full":
-        return stored_tensors(checkpoint)
-    factors = stored_tensors(checkpoint, pattern="adapter_model*.safetensors")
-    adapter = json.loads((checkpoint / "adapter_config.json").read_text())
-    scale = adapter["lora_alpha"] / adapter["r"]
-    names = {
-        name.removeprefix(ADAPTER_PREFIX).removesuffix(".lora_A.weight")
-        for name in factors
-        if name.endswith(".lora_A.weight")
-    }
-    bases = stored_tensors(base_folder, names={f"{name}.weight" for name in names})
-    return {
-        f"{name}.weight": merge(
-            bases[f"{name}.weight"],
-            factors[f"{ADAPTER_PREFIX}{name}.lora_A.weight"],
-            factors[f"{ADAPTER_PREFIX}{name}.lora_B.weight"],
-            scale,
-        )
-        for name in sorted(names)
-    }
 
 
 def fingerprint(model_folder: Path) -> str:

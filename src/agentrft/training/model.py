@@ -100,11 +100,9 @@ def language_model(causal: Any, trainable: Trainable, *, fast: bool = True) -> L
     )
 
 
-def stored_tensors(
-    folder: Path, names: set[str] | None = None, *, pattern: str = "model*.safetensors"
-) -> dict[str, Tensor]:
-    """Read tensors of a folder as they are stored, all or the named ones. Raises ModelError."""
-    files = sorted(folder.glob(pattern))
+def stored_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read the tensors of a model folder as they are stored. Raises ModelError."""
+    files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise ModelError(f"model {folder.name!r}: {folder} has no model.safetensors; convert it")
     tensors: dict[str, Tensor] = {}
@@ -112,8 +110,7 @@ def stored_tensors(
         try:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():
-                    if names is None or name in names:
-                        tensors[name] = opened.get_tensor(name)
+                    tensors[name] = opened.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"model file {file} cannot be read: {error}; fetch it again"
