@@ -28,6 +28,7 @@ from server import DeskServer  # noqa: E402
 class Running:
     """A server, its tokens, the desk and a model that learned to call its tools."""
 
+    home: Path
     environment: dict[str, str]
     desk: str
     model: str
@@ -65,6 +66,7 @@ def running(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
                 base_url=environment["OPENAI_BASE_URL"], api_key=environment["OPENAI_API_KEY"]
             )
             yield Running(
+                home=home,
                 environment=os.environ | environment,
                 desk=f"http://127.0.0.1:{desk.server_port}",
                 model=taught(client),
@@ -132,6 +134,12 @@ def test_the_official_client_finds_what_it_expects(
     assert done.returncode == 0, done.stderr[-6000:]
     if version != "newest":
         assert version in done.stdout
+
+
+def test_no_header_value_lies_anywhere_in_the_home_folder(running: Running) -> None:
+    written = [path for path in running.home.rglob("*") if path.is_file()]
+    assert any(path.name == "agentrft.db" for path in written)
+    assert [path for path in written if b"desk-secret" in path.read_bytes()] == []
 
 
 def test_the_compatibility_page_is_what_the_server_answers(running: Running) -> None:

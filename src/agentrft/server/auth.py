@@ -7,8 +7,8 @@ from fastapi import Request
 from agentrft.server.errors import ApiError
 from agentrft.store.access import Access, Identity, Role
 
-OPEN = frozenset({"/healthz"})
-"""Paths that answer without a token."""
+OPEN = frozenset({"/healthz", "/docs", "/openapi.json"})
+"""Paths that answer without a token: a browser that opens a page has none."""
 
 
 def identify(access: Access, authorization: str) -> Identity:

@@ -4,17 +4,14 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from html import escape
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from agentrft.server.auth import require
-from agentrft.store.access import Identity, Role
-
 routes = APIRouter(tags=["operation"])
-Reader = Annotated[Identity, Depends(require(Role.READ))]
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
@@ -31,16 +28,20 @@ _POLICY = (
 
 
 @routes.get("/openapi.json", include_in_schema=False)
-def openapi(request: Request, _caller: Reader) -> JSONResponse:
+def openapi(request: Request) -> JSONResponse:
     """Return the OpenAPI document."""
     return JSONResponse(request.app.openapi())
 
 
 @routes.get("/docs", include_in_schema=False)
-def page(request: Request, _caller: Reader) -> HTMLResponse:
+def page(request: Request) -> HTMLResponse:
     """Return the document as a page to read."""
-    body = "".join(_page(request.app.openapi()))
-    return HTMLResponse(body, headers={"content-security-policy": _POLICY})
+    return HTMLResponse(_html(request.app), headers={"content-security-policy": _POLICY})
+
+
+@cache
+def _html(app: FastAPI) -> str:
+    return "".join(_page(app.openapi()))
 
 
 def _page(document: Mapping[str, Any]) -> Iterator[str]:
