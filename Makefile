@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= passive
 unexport HF_HUB_OFFLINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test learning soak fuzz load check format clean
+.PHONY: help postgres setup demo test learning soak fuzz load check format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +29,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Improve the support desk agent: base, warm start, reinforcement, one report
 	$(BIN)/agentrft improve examples/support_desk
 
-test: $(STAMP) ## Run the tests (under 10 minutes)
+# A database server does not come from the package index; the tests run a private one of it.
+postgres:
+	@test -n "$$AGENTRFT_TESTS_WITHOUT_POSTGRES" || command -v initdb > /dev/null \
+	    || ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 \
+	    || apt-get install --yes --no-install-recommends postgresql \
+	    || { echo "the tests need PostgreSQL: install it, or set AGENTRFT_TESTS_WITHOUT_POSTGRES=1"; exit 1; }
+
+test: $(STAMP) postgres ## Run the tests (about 12 minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow" --durations 15
 
 learning: $(STAMP) ## Three seeds of the support desk, one after the other (about an hour)
