@@ -49,7 +49,7 @@ class ServerSettings:
     """Calls of the store at the same time."""
     heartbeat_s: float = 15.0
     """Longest silence on an event stream."""
-    silence_s: float = 5.0
+    silence_s: float = 3.0
     """Longest silence of a worker that counts as alive; workers give a sign every 2 s."""
     poll_s: float = 0.5
     """How often followed jobs are looked at for new events."""
