@@ -160,6 +160,8 @@ def test_a_bucket_fills_steadily() -> None:
 def test_a_failure_inside_says_nothing_but_the_request_id(tmp_path: Path) -> None:
     with served(tmp_path) as server:
         server.home.database.close()
+        # A new file: whoever still holds the old one would write it whole again.
+        (tmp_path / "agentrft.db").unlink()
         (tmp_path / "agentrft.db").write_bytes(b"this is no database, it is a secret")
         for leftover in tmp_path.glob("agentrft.db-*"):
             leftover.unlink()
