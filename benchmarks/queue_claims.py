@@ -69,6 +69,7 @@ _left: "Synchronized[int]"
 
 def share(left: "Synchronized[int]") -> None:
     """Give every process the count of claims that are still to be made."""
+    # A pool hands a shared count to its processes through their initializer and nowhere else.
     global _left  # noqa: PLW0603
     _left = left
 

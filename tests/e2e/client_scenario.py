@@ -2,8 +2,9 @@
 
     python client_scenario.py sync|async TOOLS_URL FINE_TUNED_MODEL
 
-Run with the oldest and the newest supported `openai` on the path; OPENAI_BASE_URL and OPENAI_API_KEY
-say where and who, OTHER_API_KEY is a token of another project, READ_API_KEY may only read.
+Run with examples/openai_client and one of the supported `openai` on the path; OPENAI_BASE_URL and
+OPENAI_API_KEY say where and who, OTHER_API_KEY is a token of another project, READ_API_KEY may
+only read.
 """
 
 import asyncio
@@ -13,15 +14,10 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import openai
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "examples" / "openai_client"))
-
-from move_job import rows, tool_schemas  # noqa: E402
+from move_job import rows, tool_schemas
 
 DEADLINE_S = 420.0
 

@@ -1,26 +1,20 @@
 """The API, the queue and a job's whole life with every row in PostgreSQL instead of SQLite."""
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from private_postgres import WITHOUT, private_postgres
+from served import bearer
 from starlette.testclient import TestClient
+from tuning import GRADER, FakeModel, carried_out, questions
 
-TESTS = Path(__file__).parents[1]
-for folder in ("store", "jobs", "rollout", "server"):
-    sys.path.insert(0, str(TESTS / folder))
-
-from private_postgres import WITHOUT, private_postgres  # noqa: E402
-from served import bearer  # noqa: E402
-from tuning import GRADER, FakeModel, carried_out, questions  # noqa: E402
-
-from agentrft.inference.scripted import ScriptedChat, scripted_answer  # noqa: E402
-from agentrft.server.app import create_app  # noqa: E402
-from agentrft.server.settings import ServerSettings  # noqa: E402
-from agentrft.store.access import Role  # noqa: E402
-from agentrft.store.home import Home  # noqa: E402
+from agentrft.inference.scripted import ScriptedChat, scripted_answer
+from agentrft.server.app import create_app
+from agentrft.server.settings import ServerSettings
+from agentrft.store.access import Role
+from agentrft.store.home import Home
 
 
 @pytest.fixture

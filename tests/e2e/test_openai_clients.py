@@ -12,16 +12,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from move_job import conversations, follow, uploaded
+from openai import OpenAI
+from server import DeskServer
 
 ROOT = Path(__file__).parents[2]
 OLD_CLIENT = Path(sys.prefix) / "openai-1.109.1"
 """Where `make setup` puts the oldest supported client, beside the newest."""
-for folder in ("support_desk", "openai_client"):
-    sys.path.insert(0, str(ROOT / "examples" / folder))
-
-from move_job import conversations, follow, uploaded  # noqa: E402
-from openai import OpenAI  # noqa: E402
-from server import DeskServer  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +114,10 @@ def taught(client: OpenAI) -> str:
 def test_the_official_client_finds_what_it_expects(
     running: Running, version: str, kind: str
 ) -> None:
-    environment = dict(running.environment)
+    path = [str(ROOT / "examples" / "openai_client")]
     if version != "newest":
         assert OLD_CLIENT.is_dir(), f"{OLD_CLIENT} is missing; `make setup` installs it"
-        environment["PYTHONPATH"] = str(OLD_CLIENT)
+        path.append(str(OLD_CLIENT))
     done = subprocess.run(
         [
             *(sys.executable, str(Path(__file__).parent / "client_scenario.py")),
@@ -129,7 +126,7 @@ def test_the_official_client_finds_what_it_expects(
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
+        env=running.environment | {"PYTHONPATH": os.pathsep.join(path)},
     )
     assert done.returncode == 0, done.stderr[-6000:]
     if version != "newest":

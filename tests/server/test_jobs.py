@@ -1,4 +1,3 @@
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,8 @@ from served import (
 
 from agentrft.core.job import REDACTED, JobError, JobStatus, Wish
 from agentrft.core.run import Event
+from agentrft.server.job_reply import job_reply
+from agentrft.server.settings import ServerSettings
 from agentrft.store.access import Role
 from agentrft.store.catalogue import CallableModel
 
@@ -376,14 +377,19 @@ def test_pause_resume_and_cancel_follow_the_states(server: Served, files: dict[s
 
 
 def test_a_worker_shows_as_alive_and_then_as_stalled(tmp_path: Path) -> None:
-    with served(tmp_path, silence_s=0.4) as server:
+    with served(tmp_path) as server:
         job = create(server, training_file=server.upload(demonstrations())).json()["id"]
         lease = server.home.queue.claim("worker-1", lease_s=60)
         assert lease is not None
-        worker = server.client.get(f"{JOBS}/{job}").json()["worker"]
-        assert (worker["id"], worker["state"]) == ("worker-1", "alive")
-        time.sleep(0.5)
-        assert server.client.get(f"{JOBS}/{job}").json()["worker"]["state"] == "stalled"
+        assert server.client.get(f"{JOBS}/{job}").json()["worker"]["id"] == "worker-1"
+        state = server.home.queue.get(job)
+        assert state.heartbeat_at is not None
+        silence_s = ServerSettings().silence_s
+        for silent_s, shown in ((silence_s - 0.5, "alive"), (silence_s + 0.5, "stalled")):
+            now = state.heartbeat_at + silent_s
+            reply = job_reply(state, organization="o", now=now, silence_s=silence_s)
+            assert reply.worker is not None
+            assert reply.worker.state == shown
         assert server.client.post(f"{JOBS}/{job}/cancel").json()["status"] == "validating_files"
         assert server.home.queue.heartbeat(lease, 60) is Wish.CANCEL
 
