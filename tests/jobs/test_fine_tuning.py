@@ -22,7 +22,7 @@ from tuning import (
     submitted,
 )
 
-from agentrft.core.errors import LeaseLostError, SamplerError
+from agentrft.core.errors import LeaseLostError, SamplerError, StoreError
 from agentrft.core.job import JobStatus
 from agentrft.core.protocols import SampleRequest
 from agentrft.core.run import RolloutRecord, RunStatus, StepMetrics
@@ -155,6 +155,47 @@ def test_a_job_whose_beginning_is_gone_fails_and_names_the_model(tmp_path: Path)
     assert failed.error.code == "model_not_found"
 
 
+def test_a_job_that_has_begun_needs_its_beginning_no_more(tmp_path: Path) -> None:
+    beginning = tmp_path / "earlier"
+    beginning.mkdir()
+    home, model = a_home(tmp_path / "home"), FakeModel()
+    submitted(home, start=str(beginning))
+    carried_out(home, model)
+    interrupt_in_rollouts(model, 3, Interruption.PAUSE)
+    carried_out(home, model, model.held.append)
+    beginning.rmdir()
+    home.queue.resume("ftjob-1", PROJECT)
+    carried_out(home, model)
+    assert home.queue.get("ftjob-1").job.status is JobStatus.SUCCEEDED
+
+
+def test_a_disk_that_is_full_pauses_the_job_and_what_is_committed_goes_on(tmp_path: Path) -> None:
+    home, model = a_home(tmp_path), FakeModel()
+    submitted(home)
+    carried_out(home, model)
+
+    def no_room(steps_done: int) -> None:
+        if steps_done == 3:
+            raise StoreError("no space left on the device")
+
+    model.on_step = no_room
+    carried_out(home, model)
+    paused = home.queue.get("ftjob-1").job
+    assert (paused.status, paused.estimated_finish) == (JobStatus.PAUSED, None)
+    assert paused.error is not None
+    assert (paused.error.code, paused.error.message) == (
+        "storage_failing",
+        "no space left on the device",
+    )
+    model.on_step = lambda steps_done: None
+    half_written = home.checkpoints("ftjob-1") / ".step-000004.partial-1"
+    half_written.mkdir()
+    home.queue.resume("ftjob-1", PROJECT)
+    carried_out(home, model)
+    assert home.queue.get("ftjob-1").job.status is JobStatus.SUCCEEDED
+    assert not half_written.exists()
+
+
 def interrupt_in_rollouts(model: FakeModel, step: int, reason: Interruption) -> None:
     """Interrupt while the rollouts that follow a step are under way."""
 
@@ -272,10 +313,8 @@ def test_a_worker_that_lost_its_lease_writes_nothing_more(tmp_path: Path) -> Non
     interrupt_in_rollouts(model, 3, Interruption.LOST)
     with pytest.raises(LeaseLostError):
         carried_out(home, model, model.held.append)
-    assert {path.name for path in home.checkpoints("ftjob-1").iterdir()} == {
-        "step-000002",
-        "step-000003",
-    }
+    found = sorted(path.name for path in home.checkpoints("ftjob-1").iterdir())
+    assert [name.rpartition("-")[0] for name in found] == ["step-000002", "step-000003"]
     assert home.queue.get("ftjob-1").job.status is JobStatus.RUNNING
 
 

@@ -197,7 +197,7 @@ def whole(folder: Path) -> None:
 
 def test_a_damaged_checkpoint_sends_a_resumed_run_to_the_one_before(tmp_path: Path) -> None:
     def second_is_damaged(folder: Path) -> None:
-        if folder.name == "step-000004":
+        if folder.name.startswith("step-000004"):
             raise StoreError("checkpoint step-000004: file 'optimizer' is corrupt")
 
     def all_are_damaged(folder: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_damaged_checkpoint_sends_a_resumed_run_to_the_one_before(tmp_path: Pa
         resume_point(job, all_are_damaged)
     folder = resume_point(job, second_is_damaged)
     assert folder is not None
-    assert folder.name == "step-000002"
+    assert folder.name.startswith("step-000002")
     assert [step.step for step in job.read_all(StepMetrics)] == [1, 2]
     assert "step-000004" in job.read_all(Event)[-1].message
 

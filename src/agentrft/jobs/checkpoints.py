@@ -1,6 +1,7 @@
 """When to write checkpoints, which to keep, and where to go on after a kill."""
 
 import asyncio
+import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -65,7 +66,14 @@ class CheckpointKeeper:
         self._saved = first_step
         self._step, self._version = first_step, 0
         self._metrics: Mapping[str, float] = {}
+        # Of a process that was killed while it wrote; whoever is here holds the run alone.
+        for leftover in self._folder.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         self._settle()
+
+    @property
+    def _folder(self) -> Path:
+        return self._job.home.checkpoints(self._job.run.id)
 
     def committed(self, step: int, version: int, metrics: Mapping[str, float]) -> None:
         """Note what the trainer now holds, once its results are stored."""
@@ -99,7 +107,8 @@ class CheckpointKeeper:
 
     async def _save(self) -> None:
         step = self._step
-        folder = self._job.home.checkpoints(self._job.run.id) / f"step-{step:06d}"
+        # A name of its own: a worker that lost its lease amid this must not replace its successor's.
+        folder = self._folder / f"step-{step:06d}-{secrets.token_hex(4)}"
         await asyncio.to_thread(self._trainer.save, folder, {"step": step})
         score = {"validation_score": self._scores[step]} if step in self._scores else {}
         # The row comes after the complete folder, so a row always names a usable checkpoint.
@@ -124,7 +133,7 @@ class CheckpointKeeper:
         # Told before the folders go, so that nobody is offered what is gone.
         self._follower.kept(kept)
         names = {Path(checkpoint.path).name for checkpoint in kept}
-        for folder in self._job.home.checkpoints(self._job.run.id).glob("step-*"):
+        for folder in self._folder.glob("step-*"):
             if folder.name not in names:
                 shutil.rmtree(folder)
 

@@ -20,6 +20,7 @@ from agentrft.core.errors import (
     DataError,
     LeaseLostError,
     ModelError,
+    StoreError,
     UserError,
     boundary,
 )
@@ -115,6 +116,10 @@ class LeasedJob:
             self._let_go()
         except StormError as error:
             self._pause(f"Fine-tuning job paused: {error}", _failing(error))
+        except StoreError as error:
+            # A full disk or a database that is away passes; what is committed must not be lost to it.
+            told = JobError(code="storage_failing", message=str(error))
+            self._pause(f"Fine-tuning job paused: {error}", told)
         except AgentRFTError as error:
             self._fail(error)
 
@@ -238,7 +243,8 @@ class LeasedJob:
     def _opened(self) -> tuple[Project, Resolved, JobFiles]:
         """Read the files again, since they may have gone, and put the job together."""
         record = self._record
-        if self._start is not None and not self._start.is_dir():
+        begun = self._home.store.latest_checkpoint(record.id) is not None
+        if self._start is not None and not begun and not self._start.is_dir():
             raise JobFailedError(
                 JobError(
                     code="model_not_found",
@@ -297,10 +303,11 @@ class LeasedJob:
             ) from error
 
     def _succeed(self, checkpoint: Checkpoint) -> None:
-        model = register(self._home, self._lease, self._record, checkpoint, final=True)
         file = self._write_results()
-        self._drop_what_nobody_can_call()
+        self._drop_what_nobody_can_call(checkpoint)
         trained = sum(m.values.get("sample_tokens", 0.0) for m in self._work.read_all(StepMetrics))
+        # Last, so that a job which does not succeed leaves no final model behind.
+        model = register(self._home, self._lease, self._record, checkpoint, final=True)
         self._finish(
             JobStatus.SUCCEEDED,
             f"New fine-tuned model created: {model.id}",
@@ -321,9 +328,10 @@ class LeasedJob:
             incoming.write(content)
             return incoming.commit(file_id=file_id)
 
-    def _drop_what_nobody_can_call(self) -> None:
+    def _drop_what_nobody_can_call(self, last: Checkpoint) -> None:
         """Remove checkpoints that only resuming needed."""
-        called = {model.path for model in self._home.catalogue.of_job(self._record.id)}
+        offered = self._home.catalogue.of_job(self._record.id)
+        called = {last.path, *(model.path for model in offered)}
         for folder in self._home.checkpoints(self._record.id).glob("step-*"):
             if str(folder) not in called:
                 shutil.rmtree(folder)

@@ -28,6 +28,10 @@ class Follower(Protocol):
         """Take note of a step; once per committed step, unless the run is killed between."""
         ...
 
+    def has_told(self, step: int) -> bool:
+        """Whether `stepped` left its mark for a step before this process began; step 0 has none."""
+        ...
+
     def kept(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Take note of every checkpoint that stays on disk; all others are about to go."""
         ...
@@ -51,6 +55,10 @@ class ValidationLines:
             step=result.step,
             score=score,
         )
+
+    def has_told(self, step: int) -> bool:
+        """Say yes: a missing line is no loss."""
+        return True
 
     def kept(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Do nothing."""

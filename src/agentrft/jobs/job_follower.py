@@ -46,6 +46,11 @@ class JobFollower:
         self._record = replace(self._record, estimated_finish=time.time() + left_s)
         self._work.home.queue.save(self._lease, self._record)
 
+    def has_told(self, step: int) -> bool:
+        """Whether the step has its metrics event; a worker may be killed just before it."""
+        events = self._work.read_all(Event)
+        return step == 0 or any(e.kind == "metrics" and e.step == step for e in events)
+
     def kept(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Offer as models what was looked at, and no longer what is about to go."""
         catalogue, job_id = self._work.home.catalogue, self._record.id

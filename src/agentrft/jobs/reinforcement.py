@@ -83,7 +83,7 @@ async def reinforce(
 
     with job.progress.phase("reinforcement: steps", config.steps - first_step) as phase:
         async with keeper.snapshot_on(Stopped, StormError):
-            if validation.is_unfinished(first_step):
+            if validation.is_unfinished(first_step) or not follower.has_told(first_step):
                 await close(stored_step(job, first_step))
             for step in range(first_step, config.steps):
                 batch = shuffled_batch(tasks.train, step, config.tasks_per_step, job.run.seed)
@@ -205,18 +205,26 @@ class Validation:
         )
 
     def scores(self) -> dict[int, float]:
-        """Return mean scores by step, as far as they are stored."""
-        scores: dict[int, list[float]] = {}
+        """Return mean scores of the steps whose validation is stored whole."""
+        found: dict[int, list[float | None]] = {}
         for summary in stored_summaries(self._job, STAGE, "validation"):
-            if summary.score is not None:
-                scores.setdefault(summary.step, []).append(summary.score)
-        return {step: sum(values) / len(values) for step, values in scores.items()}
+            found.setdefault(summary.step, []).append(summary.score)
+        means: dict[int, float] = {}
+        for step, values in found.items():
+            scores = [score for score in values if score is not None]
+            if scores and len(values) >= self._rollouts:
+                means[step] = sum(scores) / len(scores)
+        return means
 
     def is_unfinished(self, step: int) -> bool:
         """Whether this step was stored but its validation is not whole."""
         stored = stored_summaries(self._job, STAGE, "validation")
         found = sum(summary.step == step for summary in stored)
-        return self._is_due(step) and found < len(self._tasks) * self._evaluation.samples_per_task
+        return self._is_due(step) and found < self._rollouts
+
+    @property
+    def _rollouts(self) -> int:
+        return len(self._tasks) * self._evaluation.samples_per_task
 
     async def after(self, result: StepResult, setup: RolloutSetup) -> StepResult:
         """Validate if it is time and return the result with what came out."""

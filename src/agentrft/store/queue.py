@@ -318,6 +318,8 @@ def _move(connection: Connection, before: JobStatus, job: FineTuningJob, **colum
     """Write a locked job's record and status, and keep the status of its run in line."""
     if job.status is not before and job.status not in NEXT[before]:
         raise _refusal(job.id, before, job.status)
+    if job.status is not JobStatus.RUNNING:
+        job = replace(job, estimated_finish=None)
     _set(connection, job.id, status=job.status.value, record=to_json(job), **columns)
     run = read_run(connection, job.id)
     if job.status is before or run is None:
