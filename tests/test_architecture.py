@@ -36,7 +36,9 @@ MAY_IMPORT = {
     "graders": LEAVES | {"inference", "sandbox", "egress"},
     "rollout": LEAVES | {"inference", "sandbox", "egress"},
     "optimize": LEAVES | {"measure"},
-    "server": LEAVES | {"store", "measure", "inference", "egress", "graders", "rollout"},
+    "audit": LEAVES | {"measure", "inference", "sandbox", "egress", "graders"},
+    "server": LEAVES
+    | {"store", "measure", "inference", "sandbox", "egress", "graders", "rollout", "audit"},
 }
 MAY_IMPORT["jobs"] = {*MAY_IMPORT, "jobs"} - {"server"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}

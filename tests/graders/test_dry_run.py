@@ -5,7 +5,7 @@ import pytest
 from raw_server import reply, serving
 
 from agentrft.core.errors import ConfigError
-from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.backends import Backends
 from agentrft.graders.dry_run import ERROR_FAMILIES, GraderRun, run_grader
 
 CHECK = {
@@ -27,7 +27,7 @@ endpoint_grader_server_error_details endpoint_grader_safety_check_error""".split
 
 
 def run(config: dict[str, Any], item: dict[str, Any], sample: str) -> GraderRun:
-    return asyncio.run(run_grader(config, item, sample, "trace_ab", EgressPolicy()))
+    return asyncio.run(run_grader(config, item, sample, "trace_ab", Backends()))
 
 
 def errors(given: GraderRun) -> dict[str, Any]:
@@ -104,14 +104,14 @@ def test_an_endpoint_is_asked_with_the_trace_id_and_its_failure_is_no_zero() -> 
     async def scenario() -> None:
         async with serving(reply('{"score": 0.5}'), reply("x" * 2_000_000)) as server:
             config = {"type": "endpoint", "name": "g", "url": server.url}
-            good = await run_grader(config, {"a": 1}, '{"b": 2}', "trace_ab", EgressPolicy())
+            good = await run_grader(config, {"a": 1}, '{"b": 2}', "trace_ab", Backends())
             assert good.reply()["reward"] == 0.5
             body = server.requests[0].body
             assert (body["trace_id"], body["item"]) == ("trace_ab", {"a": 1})
             assert body["sample"]["output_json"] == {"b": 2}
             assert body["sample"]["output_tools"] == []
             huge = {"a": "x" * 2_000_000}
-            bad = await run_grader(config, huge, "text", "trace_ab", EgressPolicy())
+            bad = await run_grader(config, huge, "text", "trace_ab", Backends())
             assert bad.reply()["reward"] is None
             assert errors(bad)["endpoint_grader_internal_error"] is True
 

@@ -10,6 +10,7 @@ from agentrft.core.task import Message, Task, ToolCall
 from agentrft.core.trajectory import StopReason, ToolResult, Trajectory, Turn
 from agentrft.egress.client import MAX_BODY_BYTES, Endpoint
 from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
 from agentrft.graders.endpoint import EndpointGrader
 
@@ -185,7 +186,7 @@ def test_an_address_that_turned_bad_is_a_safety_fault() -> None:
 
     async def scenario() -> None:
         config = {"type": "endpoint", "url": "http://grader.example/"}
-        grader = build_grader(config, policy=EgressPolicy(resolve=elsewhere))
+        grader = build_grader(config, backends=Backends(policy=EgressPolicy(resolve=elsewhere)))
         with pytest.raises(GraderError, match="leads to 169.254.169.254") as caught:
             await grader.grade(TASK, TRAJECTORY, None)
         assert caught.value.code == "endpoint_grader_safety_check_error"

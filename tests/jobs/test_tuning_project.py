@@ -10,7 +10,7 @@ from agentrft.core.config import HttpTool
 from agentrft.core.errors import ConfigError, StoreError
 from agentrft.core.job import REDACTED, FineTuningMethod, ReinforcementMethod
 from agentrft.core.task import Task, ToolSpec
-from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.backends import Backends
 from agentrft.graders.fixed import FixedGrader
 from agentrft.jobs.answer_format import AnswerFormat
 from agentrft.jobs.hyperparameters import resolve
@@ -33,7 +33,7 @@ def opened(
         JobFiles(training=training),
         secrets or {},
         folder=tmp_path,
-        policy=EgressPolicy(),
+        backends=Backends(),
     )
 
 

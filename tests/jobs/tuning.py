@@ -24,7 +24,7 @@ from agentrft.core.protocols import SampleRequest, Trainer
 from agentrft.core.run import Event
 from agentrft.core.sample import Sample
 from agentrft.core.task import Message, ToolSpec
-from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.backends import Backends
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.fine_tuning import LeasedJob
 from agentrft.jobs.project import Project
@@ -206,7 +206,7 @@ def carried_out(
         model.loop = asyncio.get_running_loop()
         lease = home.queue.claim(worker, 60.0)
         assert lease is not None
-        job = LeasedJob(home, lease, open_model=model, policy=EgressPolicy())
+        job = LeasedJob(home, lease, open_model=model, backends=Backends())
         prepare(job)
         await job.carry_out()
 

@@ -15,7 +15,7 @@ from agentrft.cli.terminal import HomeOption, ask_to_stop, open_home
 
 if TYPE_CHECKING:
     from agentrft.core.config import ServerConfig
-    from agentrft.egress.policy import EgressPolicy
+    from agentrft.graders.backends import Backends
 
 app = typer.Typer()
 
@@ -49,7 +49,7 @@ def serve(
         allowed_origins=config.origins,
         default_model=config.model,
         aliases=config.aliases,
-        policy=_policy(config, port),
+        backends=_backends(config, port),
         requests_per_minute=config.requests_per_minute,
     )
     if opened.access.is_empty():
@@ -102,7 +102,7 @@ def worker(
     from agentrft.store.codec import load_server_config
 
     opened = open_home(home)
-    policy = _policy(load_server_config(opened.path), port)
+    backends = _backends(load_server_config(opened.path), port)
     if parent:
         # Training takes every core it gets; the API beside it must still answer at once.
         os.nice(5)
@@ -113,7 +113,7 @@ def worker(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ask_to_stop, stop)
-        await work(opened, WorkerConfig(policy=policy), stop)
+        await work(opened, WorkerConfig(backends=backends), stop)
 
     asyncio.run(run())
     opened.close()
@@ -137,14 +137,16 @@ def chat_process(home: HomeOption = None, parent: ParentOption = 0) -> None:
     )
 
 
-def _policy(config: "ServerConfig", port: int) -> "EgressPolicy":
+def _backends(config: "ServerConfig", port: int) -> "Backends":
     from agentrft.egress.policy import EgressPolicy
+    from agentrft.graders.backends import Backends
 
-    return EgressPolicy(
+    policy = EgressPolicy(
         multi_project=config.private_addresses == "listed",
         allowed=frozenset(config.allowed),
         own_ports=frozenset({port}),
     )
+    return Backends(policy=policy)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -130,6 +130,22 @@ class SupervisedConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorConfig:
+    """What watches a reinforcement run for a policy that games its grader.
+
+    A monitor warns at its first threshold and acts at its second; `measure/monitors.py` has both.
+    """
+
+    action: Literal["alert", "screen", "pause"] = "pause"
+    """How far an alarm may go: told, flagged rollouts left out of the gradient, the run paused."""
+    canary_share: float = 0.02
+    """Share of train tasks that get a corrupted reference and stay out of the gradient; at least one
+    task if above 0 and the grader reads a reference."""
+    second_model: str = ""
+    """Entry of `grader_models` that grades a part of each evaluation again; empty for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReinforcementConfig:
     """Group-relative policy gradient on graded rollouts."""
 
@@ -149,6 +165,7 @@ class ReinforcementConfig:
     """Largest mean absolute difference between sampler and trainer canary logprobs, in nats."""
     max_storm_steps: int = 3
     """Steps in a row that lose half their groups to infrastructure before the run pauses."""
+    monitors: MonitorConfig = field(default_factory=MonitorConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +190,75 @@ class HttpTool:
     """JSON schema; a dataset row's own `tools` entry of the same name wins."""
     rate_limit: float | None = None
     """Calls per second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxConfig:
+    """Where `python` graders run."""
+
+    level: Literal["auto", "L2", "L1"] = "auto"
+    """`auto` takes the strongest that this machine offers; `agentrft doctor` shows which and why."""
+    workers: int = 0
+    """Warm workers of one grader; 0 takes the processor cores."""
+    timeout_s: float = 10.0
+    """One grading, at most 120."""
+    memory_bytes: int = 512 << 20
+    """One grading, at most 2 GiB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraderModel:
+    """A model that grades, at any OpenAI-compatible endpoint or in the embedded engine."""
+
+    base_url: str = ""
+    """E.g. `https://api.openai.com/v1`; empty for the embedded engine."""
+    model: str = ""
+    """Its name there, or what the embedded engine loads; empty for the entry's own name."""
+    api_key_file: str = ""
+    """File that holds the key and nothing else; empty for none."""
+    rate_limit: float | None = None
+    """Calls per second."""
+    max_concurrent: int = 16
+    timeout_s: float = 120.0
+    """One call, retries included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What a rollout may use for nothing, and what more of it costs."""
+
+    free: float
+    cost: float
+    """Taken off the score per unit beyond `free`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardTerms:
+    """Terms declared around a grade: gates first, then penalties."""
+
+    gates: tuple[str, ...] = ()
+    """Parts of the grade that cap the score: it is at most the least of them."""
+    tool_calls: Allowance | None = None
+    sampled_tokens: Allowance | None = None
+    seconds: Allowance | None = None
+    """Wall clock of the rollout."""
+    most_penalty: float = 0.2
+    """All penalties together take off at most this, and never below 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig:
+    """How a grader is attacked before it may train anything, and what it may let pass."""
+
+    rows: int = 32
+    timeout_s: float = 120.0
+    """Wall clock; probes that were not reached are listed."""
+    false_pass_ceiling: float = 0.5
+    """Highest mean score that a wrong text may reach above the data's base rate."""
+    lazy_policy: float = 0.3
+    """Highest mean score that one fixed text may reach over all rows."""
+    reference: float = 0.95
+    """Least mean score that the references themselves must reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +295,15 @@ class ProjectConfig:
     tools: tuple[HttpTool, ...] = ()
     grader: dict[str, object] = field(default_factory=dict[str, object])
     """Grader object of the contract; empty means the environment's own `grade`."""
+    gold_grader: dict[str, object] = field(default_factory=dict[str, object])
+    """Held-out grader of the same form: watched at every evaluation, never in the gradient."""
+    reward: RewardTerms = field(default_factory=RewardTerms)
+    grader_models: dict[str, GraderModel] = field(default_factory=dict[str, GraderModel])
+    """By the name that `score_model` and `label_model` graders use."""
+    embedding_model: GraderModel | None = None
+    """For `text_similarity` with `cosine`."""
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     pass_threshold: float = 0.999
     """Score from which a rollout counts as solved in pass@1, pass@k and pass^k."""
     data: DataFiles = field(default_factory=DataFiles)
@@ -243,3 +338,9 @@ class ServerConfig:
     """Models held ready for chats; the least recently used one makes room."""
     chats: int = 16
     """Chats answered together, for each model."""
+    grader_models: dict[str, GraderModel] = field(default_factory=dict[str, GraderModel])
+    """By the name that `score_model` and `label_model` graders use, e.g. `gpt-4.1`."""
+    embedding_model: GraderModel | None = None
+    """For `text_similarity` with `cosine`."""
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)

@@ -10,6 +10,23 @@ from agentrft.core.trajectory import Failure, FailureKind, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenUsage:
+    """Tokens that a model took to grade."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt, not computed again."""
+
+    def __add__(self, other: "TokenUsage") -> "TokenUsage":
+        return TokenUsage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
     """What a grader said. `score` `None` means not graded; `0.0` means graded zero."""
 
@@ -21,6 +38,10 @@ class Grade:
     grader: str = ""
     duration_s: float | None = field(default=None, compare=False)
     """Wall clock of grading; None if nobody looked at the clock."""
+    usage: Mapping[str, TokenUsage] = field(default_factory=dict[str, TokenUsage])
+    """By grader model, as the grader object names it; empty if no model was asked."""
+    turn_scores: tuple[float, ...] = ()
+    """One per turn of the trajectory, for credit by turn; empty if the grader gave none."""
 
     def __post_init__(self) -> None:
         if self.score is not None and not math.isfinite(self.score):

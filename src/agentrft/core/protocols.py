@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from agentrft.core.grade import Grade
 from agentrft.core.policy import Weights
@@ -144,11 +145,60 @@ class ProgramResult:
     stderr: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """A Python function nobody trusts. Equal functions share a warm worker and nothing else."""
+
+    source: str
+    """A module; it is imported once per worker and must be done within `import_timeout_s`."""
+    name: str = "grade"
+    image_tag: str = ""
+    """Package set; empty for the default one."""
+    owner: str = ""
+    """Who brought it: functions of different owners never share a worker."""
+    timeout_s: float = 10.0
+    """Wall clock and processor time of one call."""
+    import_timeout_s: float = 30.0
+    memory_bytes: int = 512 << 20
+    disk_bytes: int = 64 << 20
+    processes: int = 48
+
+
+class FunctionFault(StrEnum):
+    """Why a call gave no value."""
+
+    RAISED = "raised"
+    """An exception in the function or while its source was imported."""
+    TIMEOUT = "timeout"
+    RESOURCES = "resources"
+    """Killed, or it died: memory, processes, a signal, `os._exit`."""
+    RESULT = "result"
+    """What came back is not one JSON value within the cap."""
+    SANDBOX = "sandbox"
+    """The sandbox itself failed; infrastructure's fault, and it may pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionResult:
+    """What one call came to."""
+
+    value: Any = None
+    """JSON types; meaningless if there is a fault."""
+    fault: FunctionFault | None = None
+    detail: str = ""
+    """What happened, for the function's author: exception type, message and the last line."""
+    duration_s: float = 0.0
+
+
 class Sandbox(Protocol):
     """Run code nobody trusts."""
 
     async def run(self, program: Program) -> ProgramResult:
         """Run to the end or the deadline; never raises for what the program does."""
+        ...
+
+    async def call(self, function: Function, arguments: Sequence[Any]) -> FunctionResult:
+        """Call with JSON values in a fresh fork; never raises for what the function does."""
         ...
 
 

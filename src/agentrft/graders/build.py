@@ -9,7 +9,7 @@ from agentrft.core.errors import ConfigError
 from agentrft.core.protocols import Grader
 from agentrft.egress.client import Endpoint
 from agentrft.egress.errors import AddressRefusedError, HeaderRefusedError
-from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.backends import Backends
 from agentrft.graders.endpoint import EndpointGrader
 from agentrft.graders.environment import EnvironmentGrader
 from agentrft.graders.formula import FUNCTIONS, parse_formula
@@ -22,22 +22,22 @@ SUPPORTED = ("string_check", "multi", "endpoint")
 
 
 def build_grader(
-    config: Mapping[str, object], path: str = "grader", *, policy: EgressPolicy | None = None
+    config: Mapping[str, object], path: str = "grader", *, backends: Backends | None = None
 ) -> Grader:
     """Build a grader; empty means the environment's own `grade`. Raises ConfigError naming the path."""
     if not config:
         return EnvironmentGrader()
-    return _build(config, path, policy or EgressPolicy(), name="")
+    return _build(config, path, backends or Backends(), name="")
 
 
-def _build(config: Mapping[str, object], path: str, policy: EgressPolicy, name: str) -> Grader:
+def _build(config: Mapping[str, object], path: str, backends: Backends, name: str) -> Grader:
     match config.get("type"):
         case "string_check":
             return _string_check(config, path, name)
         case "multi":
-            return _multi(config, path, policy)
+            return _multi(config, path, backends)
         case "endpoint":
-            return _endpoint(config, path, policy, name)
+            return _endpoint(config, path, backends, name)
         case "text_similarity" | "python" | "score_model" | "label_model" as known:
             raise ConfigError(
                 f"{path}.type {known!r} is not available on this server yet; "
@@ -66,7 +66,7 @@ def _string_check(config: Mapping[str, object], path: str, name: str) -> StringC
     )
 
 
-def _multi(config: Mapping[str, object], path: str, policy: EgressPolicy) -> Multi:
+def _multi(config: Mapping[str, object], path: str, backends: Backends) -> Multi:
     _only(config, ("type", "name", "graders", "calculate_output", "invalid_grade"), path)
     entries = config.get("graders")
     if not isinstance(entries, Mapping) or not entries:
@@ -84,7 +84,7 @@ def _multi(config: Mapping[str, object], path: str, policy: EgressPolicy) -> Mul
         part = cast(Mapping[str, object], entry)
         if part.get("type") == "multi":
             raise ConfigError(f"{at}: a multi grader cannot hold another one; write one formula")
-        graders[key] = _build(part, at, policy, name=key)
+        graders[key] = _build(part, at, backends, name=key)
     text = _text(config, "calculate_output", path)
     return Multi(
         name=_name(config, path, ""),
@@ -95,7 +95,7 @@ def _multi(config: Mapping[str, object], path: str, policy: EgressPolicy) -> Mul
 
 
 def _endpoint(
-    config: Mapping[str, object], path: str, policy: EgressPolicy, name: str
+    config: Mapping[str, object], path: str, backends: Backends, name: str
 ) -> EndpointGrader:
     _only(config, ("type", "name", "url", "headers", "rate_limit", "pass_threshold"), path)
     _number(config, "pass_threshold", path)  # for reports; a reward is what the endpoint says
@@ -113,7 +113,7 @@ def _endpoint(
             f"grader {name!r}",
             _text(config, "url", path),
             headers=cast(Mapping[str, str], headers),
-            policy=policy,
+            policy=backends.policy,
             rate_limit=rate_limit,
         )
     except AddressRefusedError as error:

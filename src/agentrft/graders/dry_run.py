@@ -9,7 +9,7 @@ from agentrft.core.errors import ConfigError, GraderError, boundary
 from agentrft.core.grade import Grade
 from agentrft.core.task import Message, Task, content_id
 from agentrft.core.trajectory import Failure, FailureKind, StopReason, Trajectory, Turn
-from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
 
 ERROR_FAMILIES = {
@@ -63,12 +63,12 @@ async def run_grader(
     item: Mapping[str, Any],
     model_sample: str,
     trace_id: str,
-    policy: EgressPolicy,
+    backends: Backends,
 ) -> GraderRun:
     """Grade a final answer as if a rollout had ended with it. Raises ConfigError for the object."""
     if not config:
         raise ConfigError("grader is empty; give a grader object with a type")
-    grader = build_grader(config, policy=policy)
+    grader = build_grader(config, backends=backends)
     task = Task(id=content_id(item), messages=(), row=item)
     where = f"grader {grader.name!r}"
     started = time.monotonic()

@@ -28,7 +28,7 @@ from agentrft.core.job import JobError, JobStatus, Lease, ReinforcementMethod
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Trainer
 from agentrft.core.run import Event, RunStatus, StepMetrics
-from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.backends import Backends
 from agentrft.inference.models import describe
 from agentrft.jobs.checkpoints import Retention
 from agentrft.jobs.context import Job, Stopped
@@ -79,10 +79,10 @@ class LeasedJob:
     """A job while this worker holds it."""
 
     def __init__(
-        self, home: Home, lease: Lease, *, open_model: OpenModel, policy: EgressPolicy
+        self, home: Home, lease: Lease, *, open_model: OpenModel, backends: Backends
     ) -> None:
         self._home, self._lease = home.fenced(lease), lease
-        self._open_model, self._policy = open_model, policy
+        self._open_model, self._backends = open_model, backends
         self._record = lease.job
         self._reason: Interruption | None = None
         self._work = Job(
@@ -277,7 +277,7 @@ class LeasedJob:
             files,
             self._home.queue.secrets(self._lease),
             folder=self._work.folder,
-            policy=self._policy,
+            backends=self._backends,
         )
         return project, resolved, files
 

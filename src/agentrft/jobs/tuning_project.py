@@ -12,7 +12,7 @@ from agentrft.core.policy import AgentSpec
 from agentrft.core.protocols import Grader, OpenEnvironment
 from agentrft.core.task import Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import ToolResult
-from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
 from agentrft.graders.fixed import FixedGrader
 from agentrft.jobs.answer_format import AnswerFormat
@@ -36,7 +36,7 @@ def tuning_project(
     secrets: Mapping[str, str],
     *,
     folder: Path,
-    policy: EgressPolicy,
+    backends: Backends,
 ) -> Project:
     """Put a job into the form that every method reads. The secrets stay inside tools and grader.
 
@@ -47,11 +47,13 @@ def tuning_project(
     grader: Grader = FixedGrader({})
     if isinstance(method, ReinforcementMethod):
         if method.tools:
-            open_environment = http_environment(with_headers(method.tools, secrets), policy=policy)
+            open_environment = http_environment(
+                with_headers(method.tools, secrets), policy=backends.policy
+            )
         else:
             # Nobody answers the calls, so they are the last thing to be graded.
             limits = replace(limits, max_turns=1)
-        grader = build_grader(restored(method.grader, "grader", secrets), policy=policy)
+        grader = build_grader(restored(method.grader, "grader", secrets), backends=backends)
         if method.response_format is not None:
             grader = AnswerFormat(grader, method.response_format["schema"])
     training = str(files.training)

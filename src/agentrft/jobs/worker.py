@@ -20,7 +20,7 @@ from typing import Self
 
 from agentrft.core.errors import AgentRFTError, LeaseLostError, StoreError, boundary
 from agentrft.core.job import Lease, Wish
-from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.backends import Backends
 from agentrft.jobs.fine_tuning import Interruption, LeasedJob
 from agentrft.jobs.serving import OpenModel, served_model
 from agentrft.store.home import Home
@@ -39,8 +39,8 @@ class WorkerConfig:
     """Silence after which another worker may take the job."""
     idle_s: float = 0.5
     """Between two looks for a job."""
-    policy: EgressPolicy = field(default_factory=EgressPolicy)
-    """Where tools and graders may be."""
+    backends: Backends = field(default_factory=Backends)
+    """What graders reach; its policy says where tools and graders may be."""
 
 
 async def work(
@@ -77,7 +77,7 @@ async def _carry_out(
 ) -> None:
     """Do one leased job to its end, or until this worker must let go."""
     loop = asyncio.get_running_loop()
-    job = LeasedJob(home, lease, open_model=open_model, policy=config.policy)
+    job = LeasedJob(home, lease, open_model=open_model, backends=config.backends)
     working = asyncio.ensure_future(job.carry_out())
     leaving = asyncio.ensure_future(stop.wait())
     try:

@@ -63,10 +63,12 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 
 def create_app(home: Home, settings: ServerSettings, chat: Chat) -> FastAPI:
     """Return the application; it closes neither `home` nor `chat`."""
+    policy = settings.backends.policy
+    policy = replace(policy, own_ports=policy.own_ports | {settings.port})
     server = Server(
         home=home,
         settings=settings,
-        policy=replace(settings.policy, own_ports=settings.policy.own_ports | {settings.port}),
+        backends=replace(settings.backends, policy=policy),
         chat=chat,
         limiter=Limiter(settings.requests_per_minute),
         metrics=Metrics(),

@@ -7,6 +7,7 @@ from typing import Annotated, Protocol, cast
 from fastapi import Depends, Request
 
 from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.backends import Backends
 from agentrft.inference.chat import ChatDelta, ChatEnd, ChatRequest
 from agentrft.server.followers import Followers
 from agentrft.server.limits import Limiter
@@ -33,12 +34,17 @@ class Server:
 
     home: Home
     settings: ServerSettings
-    policy: EgressPolicy
-    """Where tools, graders and webhooks may be."""
+    backends: Backends
+    """What graders reach."""
     chat: Chat
     limiter: Limiter
     metrics: Metrics
     followers: Followers
+
+    @property
+    def policy(self) -> EgressPolicy:
+        """Where tools, graders and webhooks may be."""
+        return self.backends.policy
 
 
 def server_of(request: Request) -> Server:

@@ -92,7 +92,7 @@ async def validate_grader(
 ) -> ValidateReply:
     """Check a grader object and return it with names filled in."""
     try:
-        build_grader(_given(body.grader), policy=server.policy)
+        build_grader(_given(body.grader), backends=server.backends)
     except ConfigError as error:
         raise _wrong_grader(error) from None
     return ValidateReply(grader=normalised(body.grader)[0])
@@ -123,7 +123,7 @@ async def _grade(server: Server, body: GraderRunBody) -> dict[str, Any]:
     try:
         async with asyncio.timeout(LONGEST_S):
             run = await run_grader(
-                _given(body.grader), body.item or {}, body.model_sample, trace_id, server.policy
+                _given(body.grader), body.item or {}, body.model_sample, trace_id, server.backends
             )
     except ConfigError as error:
         raise _wrong_grader(error) from None

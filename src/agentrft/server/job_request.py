@@ -154,7 +154,7 @@ def _grader(server: Server, config: Mapping[str, Any]) -> tuple[dict[str, Any], 
     if not config:
         raise bad_request("Grader is empty; give a grader object with a type.", path)
     try:
-        build_grader(config, path, policy=server.policy)
+        build_grader(config, path, backends=server.backends)
     except ConfigError as error:
         named = re.match(r"[\w.-]+", str(error))
         raise bad_request(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.backends import Backends
 from agentrft.inference.models import known_models
 
 HOSTED_NAMES = (
@@ -39,8 +39,8 @@ class ServerSettings:
     """Name to registry name, hub id or folder. What is not named here cannot be reached by name."""
     organization: str = "agentrft"
     """Shown as owner of models and as `organization_id`."""
-    policy: EgressPolicy = field(default_factory=EgressPolicy)
-    """Where tools, graders and webhooks may be."""
+    backends: Backends = field(default_factory=Backends)
+    """What graders reach; its policy says where tools, graders and webhooks may be."""
     requests_per_minute: int = 30_000
     """For each token; a full minute may be spent at once."""
     json_bytes: int = 8 << 20

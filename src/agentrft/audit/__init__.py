@@ -1,0 +1,1 @@
+"""Attack a grader before it may train anything."""
