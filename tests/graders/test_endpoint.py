@@ -89,6 +89,7 @@ def test_the_rollout_is_sent_as_the_contract_says_with_the_conversation_beside_i
             "output_text": '{"status": "lost"}',
             "output_json": {"status": "lost"},
             "output_tools": [SHOWN_CALL],
+            "output_audio": None,
             "choices": [
                 {
                     "index": 0,

@@ -112,3 +112,14 @@ def test_a_path_that_the_model_did_not_write_is_no_fault(path: str) -> None:
     silent = sample_of(a_trajectory("just words"))
     with pytest.raises(AbsentFromOutput):
         parse_template(f"{{{{sample.{path}}}}}", "here").fill(ITEM, silent)
+
+
+@pytest.mark.parametrize(
+    "text", ["NaN", "[Infinity]", '{"a": -Infinity}', "1e999", '{"a": -1e999}']
+)
+def test_numbers_that_are_none_make_no_json(text: str) -> None:
+    assert "output_json" not in sample_of(a_trajectory(text))
+
+
+def test_what_this_service_never_writes_is_null() -> None:
+    assert parse_template("{{ sample.output_audio }}", "here").fill(ITEM, SAMPLE) == "null"

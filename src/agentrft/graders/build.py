@@ -1,8 +1,7 @@
 """Grader objects of the fine-tuning contract to graders. Unknown types and keys are errors."""
 
-import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 from agentrft.core.errors import ConfigError
@@ -12,11 +11,10 @@ from agentrft.egress.errors import AddressRefusedError, HeaderRefusedError
 from agentrft.graders.backends import Backends
 from agentrft.graders.endpoint import EndpointGrader
 from agentrft.graders.environment import EnvironmentGrader
+from agentrft.graders.fields import name_field, number_field, only_keys, template_field, text_field
 from agentrft.graders.formula import FUNCTIONS, parse_formula
 from agentrft.graders.multi import Multi
 from agentrft.graders.string_check import OPERATIONS, StringCheck
-from agentrft.graders.template import parse_template
-from agentrft.graders.wire import grader_name
 
 SUPPORTED = ("string_check", "multi", "endpoint")
 
@@ -54,20 +52,20 @@ def _build(config: Mapping[str, object], path: str, backends: Backends, name: st
 
 
 def _string_check(config: Mapping[str, object], path: str, name: str) -> StringCheck:
-    _only(config, ("type", "name", "input", "reference", "operation"), path)
-    operation = _text(config, "operation", path)
+    only_keys(config, ("type", "name", "input", "reference", "operation"), path)
+    operation = text_field(config, "operation", path)
     if operation not in OPERATIONS:
         raise ConfigError(f"{path}.operation is {operation!r}; one of: {', '.join(OPERATIONS)}")
     return StringCheck(
-        name=_name(config, path, name),
-        given=parse_template(_text(config, "input", path), f"{path}.input"),
-        reference=parse_template(_text(config, "reference", path), f"{path}.reference"),
+        name=name_field(config, path, name),
+        given=template_field(config, "input", path),
+        reference=template_field(config, "reference", path),
         operation=operation,
     )
 
 
 def _multi(config: Mapping[str, object], path: str, backends: Backends) -> Multi:
-    _only(config, ("type", "name", "graders", "calculate_output", "invalid_grade"), path)
+    only_keys(config, ("type", "name", "graders", "calculate_output", "invalid_grade"), path)
     entries = config.get("graders")
     if not isinstance(entries, Mapping) or not entries:
         raise ConfigError(f"{path}.graders must be an object of named graders, at least one")
@@ -85,21 +83,21 @@ def _multi(config: Mapping[str, object], path: str, backends: Backends) -> Multi
         if part.get("type") == "multi":
             raise ConfigError(f"{at}: a multi grader cannot hold another one; write one formula")
         graders[key] = _build(part, at, backends, name=key)
-    text = _text(config, "calculate_output", path)
+    text = text_field(config, "calculate_output", path)
     return Multi(
-        name=_name(config, path, ""),
+        name=name_field(config, path, ""),
         graders=graders,
         formula=parse_formula(text, graders, f"{path}.calculate_output"),
-        invalid_grade=_number(config, "invalid_grade", path),
+        invalid_grade=number_field(config, "invalid_grade", path),
     )
 
 
 def _endpoint(
     config: Mapping[str, object], path: str, backends: Backends, name: str
 ) -> EndpointGrader:
-    _only(config, ("type", "name", "url", "headers", "rate_limit", "pass_threshold"), path)
-    _number(config, "pass_threshold", path)  # for reports; a reward is what the endpoint says
-    rate_limit = _number(config, "rate_limit", path)
+    only_keys(config, ("type", "name", "url", "headers", "rate_limit", "pass_threshold"), path)
+    number_field(config, "pass_threshold", path)  # for reports; a reward is what the endpoint says
+    rate_limit = number_field(config, "rate_limit", path)
     if rate_limit is not None and rate_limit <= 0:
         raise ConfigError(f"{path}.rate_limit is {rate_limit:g}; it is calls per second, above 0")
     headers = config.get("headers") or {}
@@ -107,11 +105,11 @@ def _endpoint(
         isinstance(value, str) for value in cast(Mapping[str, object], headers).values()
     ):
         raise ConfigError(f"{path}.headers must be an object of texts")
-    name = _name(config, path, name)
+    name = name_field(config, path, name)
     try:
         endpoint = Endpoint(
             f"grader {name!r}",
-            _text(config, "url", path),
+            text_field(config, "url", path),
             headers=cast(Mapping[str, str], headers),
             policy=backends.policy,
             rate_limit=rate_limit,
@@ -121,32 +119,3 @@ def _endpoint(
     except HeaderRefusedError as error:
         raise ConfigError(f"{path}.headers: {error}") from error
     return EndpointGrader(name=name, endpoint=endpoint)
-
-
-def _only(config: Mapping[str, object], keys: Collection[str], path: str) -> None:
-    for key in config:
-        if key not in keys:
-            raise ConfigError(f"{path}.{key} is unknown; {config['type']} has {', '.join(keys)}")
-
-
-def _name(config: Mapping[str, object], path: str, key: str) -> str:
-    if config.get("name") is None:
-        return key or grader_name(config)
-    return _text(config, "name", path)
-
-
-def _text(config: Mapping[str, object], key: str, path: str) -> str:
-    value = config.get(key)
-    if not isinstance(value, str):
-        given = "is missing" if value is None else f"is {value!r}"
-        raise ConfigError(f"{path}.{key} {given}; it must be a text")
-    return value
-
-
-def _number(config: Mapping[str, object], key: str, path: str) -> float | None:
-    value = config.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{path}.{key} is {value!r}; it must be a finite number")
-    return float(value)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from agentrft.core.grade import Grade
 from agentrft.core.protocols import Environment
 from agentrft.core.task import Task
-from agentrft.core.trajectory import Failure, FailureKind, Trajectory
+from agentrft.core.trajectory import Trajectory
 from agentrft.graders.template import AbsentFromOutput, Template, sample_of
 
 OPERATIONS: Mapping[str, Callable[[str, str], bool]] = {
@@ -36,12 +36,6 @@ class StringCheck:
             given = self.given.fill(task.row, sample)
             reference = self.reference.fill(task.row, sample)
         except AbsentFromOutput as absent:
-            failure = Failure(
-                kind=FailureKind.MODEL,
-                where=f"grader {self.name!r}",
-                message=str(absent),
-                code=absent.code,
-            )
-            return Grade(score=0.0, explanation=str(absent), failure=failure, grader=self.name)
+            return absent.grade(self.name)
         holds = OPERATIONS[self.operation](given, reference)
         return Grade(score=float(holds), grader=self.name)

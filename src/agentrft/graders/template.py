@@ -4,6 +4,7 @@ What is put in is never read again, so text of models or users cannot smuggle in
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,12 +12,20 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from agentrft.core.errors import ConfigError, GraderError
+from agentrft.core.grade import Grade
 from agentrft.core.task import Message, ToolCall
-from agentrft.core.trajectory import StopReason, Trajectory
+from agentrft.core.trajectory import Failure, FailureKind, StopReason, Trajectory
 
 _PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _STEP = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+)\]|\[\"([^\"]*)\"\]|\['([^']*)'\]")
-_SAMPLE_FIELDS = ("output_text", "output_json", "output_tools", "choices", "messages")
+_SAMPLE_FIELDS = (
+    "output_text",
+    "output_json",
+    "output_tools",
+    "output_audio",
+    "choices",
+    "messages",
+)
 _FINISH_REASONS = {
     StopReason.FINISHED: "stop",
     StopReason.MAX_TOKENS: "length",
@@ -31,6 +40,18 @@ class AbsentFromOutput(Exception):
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+    def grade(self, grader: str) -> Grade:
+        """Return what this means to a grader: a zero that says why."""
+        return model_fault(grader, str(self), self.code)
+
+
+def model_fault(grader: str, message: str, code: str) -> Grade:
+    """Return the zero of an output that this grader cannot read: the model's fault, no accident."""
+    failure = Failure(
+        kind=FailureKind.MODEL, where=f"grader {grader!r}", message=message, code=code
+    )
+    return Grade(score=0.0, explanation=message, failure=failure, grader=grader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +68,13 @@ class Template:
     """A parsed text: literals and placeholders in turn."""
 
     pieces: tuple[str | Placeholder, ...]
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether the model has a part in the text, and so may be at fault for it."""
+        return any(
+            isinstance(piece, Placeholder) and piece.namespace == "sample" for piece in self.pieces
+        )
 
     def fill(self, item: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
         """Return the text. Raises GraderError for a path the row lacks, AbsentFromOutput likewise."""
@@ -77,6 +105,7 @@ def sample_of(trajectory: Trajectory) -> dict[str, Any]:
     sample: dict[str, Any] = {
         "output_text": text,
         "output_tools": [_call(call) for call in trajectory.tool_calls],
+        "output_audio": None,
         "choices": [
             {
                 "index": 0,
@@ -87,8 +116,16 @@ def sample_of(trajectory: Trajectory) -> dict[str, Any]:
         "messages": list(_conversation(trajectory)),
     }
     with suppress(ValueError, RecursionError):
-        sample["output_json"] = json.loads(text)
+        sample["output_json"] = json.loads(text, parse_constant=_finite, parse_float=_finite)
     return sample
+
+
+def _finite(text: str) -> float:
+    """Read a number. Raises ValueError for NaN and Infinity: JSON has none, and no check means them."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def _conversation(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
