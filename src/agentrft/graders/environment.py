@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, cast, runtime_checkable
 
@@ -38,35 +38,73 @@ class EnvironmentGrader:
                 "this environment has no grade of its own; set a grader in the project "
                 "or write the environment in Python"
             )
-        where = f"grade of {type(environment).__name__} on task {task.id!r}"
-        deadline = asyncio.timeout(self.timeout_s)
-        with boundary(GraderError, where):
-            try:
-                async with deadline:
-                    given = await environment.run_grade(trajectory)
-            except TimeoutError:
-                if not deadline.expired():
-                    raise
-                raise GraderError(
-                    f"{where}: no grade within {self.timeout_s:g} s",
-                    code="unresponsive_reward_error",
-                ) from None
-            return as_grade(given, self.name)
+        return await read_grade(
+            environment.run_grade(trajectory),
+            trajectory,
+            name=self.name,
+            where=f"grade of {type(environment).__name__} on task {task.id!r}",
+            timeout_s=self.timeout_s,
+        )
 
 
-def as_grade(given: object, name: str) -> Grade:
-    """Read what a user's grade returned. Raises GraderError for anything but finite numbers."""
+async def read_grade(
+    answer: Awaitable[object], trajectory: Trajectory, *, name: str, where: str, timeout_s: float
+) -> Grade:
+    """Await what code of users says; GraderError if it raises, hangs or says nonsense."""
+    deadline = asyncio.timeout(timeout_s)
+    with boundary(GraderError, where):
+        try:
+            async with deadline:
+                given = await answer
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise GraderError(
+                f"{where}: no grade within {timeout_s:g} s", code="unresponsive_reward_error"
+            ) from None
+        grade = _as_grade(given, name)
+        check_turn_scores(grade, trajectory)
+        return grade
+
+
+def check_turn_scores(grade: Grade, trajectory: Trajectory) -> None:
+    """Raise GraderError unless a grade has no scores by turn, or a finite one for each turn."""
+    turns = len(trajectory.turns)
+    if grade.turn_scores and len(grade.turn_scores) != turns:
+        raise GraderError(
+            f"grader {grade.grader!r} gave {len(grade.turn_scores)} turn_scores for {turns} turns; "
+            "give one for each turn, or none"
+        )
+    if not all(math.isfinite(score) for score in grade.turn_scores):
+        raise GraderError(
+            f"grader {grade.grader!r} gave turn_scores {grade.turn_scores}; they must be finite"
+        )
+
+
+def _as_grade(given: object, name: str) -> Grade:
     match given:
         case Grade():
             return given if given.grader else replace(given, grader=name)
         case bool() | int() | float():
             return Grade(score=float(given), grader=name)
         case Mapping():
-            parts = cast(Mapping[object, object], given)
-            if "score" not in parts:
-                raise GraderError(f"grade returned {dict(parts)!r}; it needs the key 'score'")
-            numbers = {str(key): _number(value, str(key)) for key, value in parts.items()}
-            return Grade(score=numbers.pop("score"), parts=numbers, grader=name)
+            entries = {str(k): v for k, v in cast(Mapping[object, object], given).items()}
+            if "score" not in entries:
+                raise GraderError(f"grade returned {entries!r}; it needs the key 'score'")
+            by_turn = entries.pop("turn_scores", ())
+            if not isinstance(by_turn, list | tuple):
+                raise GraderError(
+                    f"grade returned {by_turn!r} for 'turn_scores'; it must be a list"
+                )
+            numbers = {key: _number(value, key) for key, value in entries.items()}
+            return Grade(
+                score=numbers.pop("score"),
+                parts=numbers,
+                grader=name,
+                turn_scores=tuple(
+                    _number(value, "turn_scores") for value in cast(Sequence[object], by_turn)
+                ),
+            )
         case _:
             raise GraderError(
                 f"grade returned {given!r}; return a number, a Grade or a mapping with 'score'"

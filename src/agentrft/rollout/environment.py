@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Self, final
 
+from agentrft.core.call_thread import CallThread
 from agentrft.core.errors import ToolError, UserError, boundary
 from agentrft.core.task import Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import ToolResult, Trajectory
-from agentrft.rollout.call_thread import CallThread
 from agentrft.rollout.tools import (
     ArgumentsError,
     PythonTool,
@@ -26,7 +26,7 @@ from agentrft.rollout.tools import (
     unknown_tool,
 )
 
-_RESERVED = ("tool_specs", "call_tool", "close", "grade", "run_grade", "teardown")
+_RESERVED = ("tool_specs", "call_tool", "close", "grade", "run_function", "run_grade", "teardown")
 
 
 class _ClassBody(dict[str, Any]):
@@ -119,6 +119,10 @@ class Environment(metaclass=_EnvironmentType):
     async def run_grade(self, trajectory: Trajectory) -> object:
         """Call `grade` where it belongs: on this environment's thread, or on the loop if async."""
         return await self._run(partial(self.grade, trajectory))
+
+    async def run_function(self, function: Callable[..., object], *arguments: object) -> object:
+        """Call a function with this environment as its last argument, where `grade` would run."""
+        return await self._run(partial(function, *arguments, self))
 
     @final
     async def close(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from agentrft.core.call_thread import in_thread
 from agentrft.core.errors import (
     AgentRFTError,
     GraderError,
@@ -43,7 +44,6 @@ from agentrft.core.trajectory import (
     Trajectory,
     Turn,
 )
-from agentrft.rollout.call_thread import in_thread
 from agentrft.rollout.deadline import within
 from agentrft.rollout.tools import unknown_tool
 
@@ -132,7 +132,7 @@ async def run_episode(
         except _FaultError as fault:
             stop_reason, failure = StopReason.FAILED, fault.failure
         trajectory = episode.trajectory(stop_reason, failure)
-        grade = await _grade(setup.grader, task, trajectory, environment)
+        grade = await grade_rollout(setup.grader, task, trajectory, environment)
         return GradedTrajectory(trajectory=trajectory, grade=grade)
     finally:
         if environment is not None:
@@ -418,9 +418,10 @@ class _Episode:
         )
 
 
-async def _grade(
+async def grade_rollout(
     grader: Grader, task: Task, trajectory: Trajectory, environment: Environment | None
 ) -> Grade:
+    """Grade within `GRADER_TIMEOUT_S`; faults come back as a failure without a score."""
     failure = trajectory.failure
     if failure is not None and failure.kind is not FailureKind.MODEL:
         return Grade(score=None, failure=failure, grader=grader.name)

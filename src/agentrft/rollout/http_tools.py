@@ -6,7 +6,7 @@ drops the rollout. Headers go to the server verbatim and nowhere else.
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -172,9 +172,16 @@ class CombinedEnvironment:
 
     async def run_grade(self, trajectory: Trajectory) -> object:
         """Let the part written in Python grade."""
+        return await self._in_python().run_grade(trajectory)
+
+    async def run_function(self, function: Callable[..., object], *arguments: object) -> object:
+        """Call a function with the part written in Python as its last argument."""
+        return await self._in_python().run_function(function, *arguments)
+
+    def _in_python(self) -> PythonEnvironment:
         for part in self._parts:
             if isinstance(part, PythonEnvironment):
-                return await part.run_grade(trajectory)
+                return part
         raise UserError("no part of this environment is written in Python; set a grader")
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One daemon thread per environment: code of users that is not async runs there, in call order.
+"""Daemon threads for code of users that is not async: environments, and grader functions.
 
 A thread that hangs never blocks the event loop or the exit of the process. Everything of one
 environment shares its thread, so objects bound to a thread (SQLite connections) work and two
