@@ -1,10 +1,11 @@
-"""What graders reach beyond themselves: addresses, a sandbox, models."""
+"""What graders reach beyond themselves: addresses, a sandbox, models, a project's own functions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agentrft.core.protocols import Sandbox
 from agentrft.egress.policy import EgressPolicy
+from agentrft.graders.function import FindFunction
 from agentrft.inference.grader_model import Embedder, GraderModel
 
 
@@ -21,3 +22,5 @@ class Backends:
     """Whose graders these are: their code never shares a sandbox with anybody else's."""
     signing_key: str = ""
     """`whsec_...` with which calls of endpoint graders are signed; empty signs none."""
+    functions: FindFunction | None = None
+    """Grader functions of the open project; None where there is no project folder, as in a server."""

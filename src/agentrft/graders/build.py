@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from agentrft.core.errors import ConfigError
-from agentrft.core.protocols import Grader
+from agentrft.core.protocols import Function, Grader
 from agentrft.egress.client import Endpoint
 from agentrft.egress.errors import AddressRefusedError, HeaderRefusedError
 from agentrft.graders.backends import Backends
@@ -13,10 +13,21 @@ from agentrft.graders.endpoint import EndpointGrader
 from agentrft.graders.environment import EnvironmentGrader
 from agentrft.graders.fields import name_field, number_field, only_keys, template_field, text_field
 from agentrft.graders.formula import FUNCTIONS, parse_formula
+from agentrft.graders.function import build_function_grader
 from agentrft.graders.multi import Multi
+from agentrft.graders.python_code import PythonGrader, check_source
 from agentrft.graders.string_check import OPERATIONS, StringCheck
+from agentrft.graders.text_similarity import METRICS, TextSimilarity
 
-SUPPORTED = ("string_check", "multi", "endpoint")
+SUPPORTED = (
+    "string_check",
+    "text_similarity",
+    "python",
+    "score_model",
+    "label_model",
+    "multi",
+    "endpoint",
+)
 
 
 def build_grader(
@@ -32,11 +43,17 @@ def _build(config: Mapping[str, object], path: str, backends: Backends, name: st
     match config.get("type"):
         case "string_check":
             return _string_check(config, path, name)
+        case "text_similarity":
+            return _text_similarity(config, path, backends, name)
+        case "python":
+            return _python(config, path, backends, name)
         case "multi":
             return _multi(config, path, backends)
         case "endpoint":
             return _endpoint(config, path, backends, name)
-        case "text_similarity" | "python" | "score_model" | "label_model" as known:
+        case "function":
+            return build_function_grader(config, path, name, backends.functions)
+        case "score_model" | "label_model" as known:
             raise ConfigError(
                 f"{path}.type {known!r} is not available on this server yet; "
                 f"available: {', '.join(SUPPORTED)}"
@@ -61,6 +78,51 @@ def _string_check(config: Mapping[str, object], path: str, name: str) -> StringC
         given=template_field(config, "input", path),
         reference=template_field(config, "reference", path),
         operation=operation,
+    )
+
+
+def _text_similarity(
+    config: Mapping[str, object], path: str, backends: Backends, name: str
+) -> TextSimilarity:
+    keys = ("type", "name", "input", "reference", "evaluation_metric", "pass_threshold")
+    only_keys(config, keys, path)
+    number_field(config, "pass_threshold", path)  # for reports; it changes no score
+    metric = text_field(config, "evaluation_metric", path)
+    if metric not in (*METRICS, "cosine"):
+        raise ConfigError(
+            f"{path}.evaluation_metric is {metric!r}; one of: {', '.join(METRICS)}, cosine"
+        )
+    if metric == "cosine" and backends.embedder is None:
+        raise ConfigError(
+            f"{path}.evaluation_metric 'cosine' compares embeddings, and no embedding model is set "
+            "up here; set `embedding_model`, or take another metric"
+        )
+    return TextSimilarity(
+        name=name_field(config, path, name),
+        given=template_field(config, "input", path),
+        reference=template_field(config, "reference", path),
+        metric=metric,
+        embedder=backends.embedder if metric == "cosine" else None,
+    )
+
+
+def _python(config: Mapping[str, object], path: str, backends: Backends, name: str) -> PythonGrader:
+    only_keys(config, ("type", "name", "source", "image_tag", "pass_threshold"), path)
+    number_field(config, "pass_threshold", path)
+    source = text_field(config, "source", path)
+    check_source(source, f"{path}.source")
+    image_tag = "" if config.get("image_tag") is None else text_field(config, "image_tag", path)
+    if not re.fullmatch(r"[\w.-]{0,64}", image_tag, re.ASCII) or image_tag.startswith("."):
+        raise ConfigError(f"{path}.image_tag is {image_tag[:80]!r}; write one such as '2025-05-08'")
+    if backends.sandbox is None:
+        raise ConfigError(
+            f"{path}.type 'python' needs a sandbox, and none is open here; "
+            "`agentrft doctor` says what this machine offers"
+        )
+    return PythonGrader(
+        name=name_field(config, path, name),
+        function=Function(source=source, image_tag=image_tag, owner=backends.owner),
+        sandbox=backends.sandbox,
     )
 
 

@@ -1,21 +1,22 @@
 """A grader that is a function in a project's own Python: `@grader`, given the whole trajectory.
 
-Only projects on this machine have such functions; code is never taken from a request.
+Only projects on this machine have such functions; code in our own process is never taken from a request.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, runtime_checkable
 
 from agentrft.core.call_thread import in_thread
-from agentrft.core.errors import UserError
+from agentrft.core.errors import ConfigError, UserError
 from agentrft.core.grade import Grade
 from agentrft.core.protocols import Environment
 from agentrft.core.task import Task
 from agentrft.core.trajectory import Trajectory
 from agentrft.graders.environment import read_grade
+from agentrft.graders.fields import name_field, only_keys, text_field
 
 
 @runtime_checkable
@@ -59,6 +60,14 @@ def grader(function: Callable[..., object]) -> GraderFunction:
     return GraderFunction(function, takes_environment=len(positional) == 3)
 
 
+class FindFunction(Protocol):
+    """Look a grader function up in a project."""
+
+    def __call__(self, reference: str, where: str) -> GraderFunction:
+        """`reference` is `file.py:name`. Raises ConfigError, beginning with `where`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionGrader:
     """Calls a function of the project; GraderError if that raises, hangs or says nonsense."""
@@ -97,3 +106,20 @@ class FunctionGrader:
         else:
             value = await in_thread(call, name=f"grader {trajectory.id}")
         return await value if inspect.isawaitable(value) else value
+
+
+def build_function_grader(
+    config: Mapping[str, object], path: str, name: str, find: FindFunction | None
+) -> FunctionGrader:
+    """Build a grader from its object. Raises ConfigError naming the path."""
+    if find is None:
+        raise ConfigError(
+            f"{path}.type 'function' names Python code of a project folder, and none is open here; "
+            'send a "python" grader, which runs in the sandbox, or host yours behind an "endpoint"'
+        )
+    only_keys(config, ("type", "name", "function"), path)
+    reference = text_field(config, "function", path)
+    return FunctionGrader(
+        name=name_field(config, path, name or reference.rpartition(":")[2]),
+        code=find(reference, f"{path}.function"),
+    )
