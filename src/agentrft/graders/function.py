@@ -1,6 +1,6 @@
 """A grader that is a function in a project's own Python: `@grader`, given the whole trajectory.
 
-Only projects on this machine have such functions; code in our own process is never taken from a request.
+Only projects on this machine have such functions; a request never brings code into our own process.
 """
 
 import inspect

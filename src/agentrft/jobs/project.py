@@ -3,19 +3,21 @@
 Reads files and imports the user's environment; knows nothing of models or training.
 """
 
-import importlib.util
-import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentrft.core.config import ProjectConfig
-from agentrft.core.errors import ConfigError, boundary
+from agentrft.core.errors import ConfigError
 from agentrft.core.policy import AgentSpec, Policy
 from agentrft.core.protocols import Grader, OpenEnvironment, Sampler
 from agentrft.core.run import Split
 from agentrft.core.task import Demonstration, Task, ToolSpec
+from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
-from agentrft.rollout.environment import Environment, python_environment, tool_specs
+from agentrft.graders.reward_terms import with_terms
+from agentrft.jobs.project_code import ProjectCode
+from agentrft.rollout.environment import python_environment, tool_specs
 from agentrft.rollout.episode import Renderer, RolloutSetup, visible_tools
 from agentrft.rollout.http_tools import combined_environment, http_environment
 from agentrft.store.codec import load_project_config
@@ -31,8 +33,11 @@ class Project:
     spec: AgentSpec
     open_environment: OpenEnvironment
     grader: Grader
+    """The project's grader with its reward terms."""
     tools: tuple[ToolSpec, ...]
     """Tools of the project as a whole; none if every row brings its own."""
+    gold_grader: Grader | None = None
+    """Held out: watched, never in the gradient, and without reward terms."""
     numbered_rows: bool = False
     """Whether rows are named by their line, see `read_tasks`."""
 
@@ -65,8 +70,23 @@ class Project:
         )
 
 
-def open_project(folder: Path, *, config_file: str = "agent.toml", preset: str = "") -> Project:
+OpenBackends = Callable[[ProjectConfig], Backends]
+"""What the graders of a project with this config may reach."""
+
+
+def open_project(
+    folder: Path,
+    *,
+    config_file: str = "agent.toml",
+    preset: str = "",
+    backends: OpenBackends = lambda _: Backends(),
+) -> Project:
     """Open a project folder. Raises ConfigError or DataError with what to do."""
+    return assembled(folder, read_config(folder, config_file, preset), backends)
+
+
+def read_config(folder: Path, config_file: str = "agent.toml", preset: str = "") -> ProjectConfig:
+    """Read the config of a project folder. Raises ConfigError with what to do."""
     path = folder / config_file
     if not path.is_file():
         raise ConfigError(
@@ -80,11 +100,27 @@ def open_project(folder: Path, *, config_file: str = "agent.toml", preset: str =
             f"{path}: methods.supervised.trainer.adapter and methods.reinforcement.trainer.adapter "
             "differ; reinforcement goes on with the warm start's adapter, so make them equal"
         )
+    if not config.environment and not config.tools:
+        raise ConfigError(
+            f'{path}: the agent has no tools; set `environment = "tools.py:MyEnvironment"` '
+            "or add [[tools]] entries with name and server_url"
+        )
+    if not config.environment and not config.grader:
+        raise ConfigError(
+            f"{path}: nothing grades the rollouts; add a [grader] object or an environment with grade()"
+        )
+    return config
+
+
+def assembled(folder: Path, config: ProjectConfig, backends: OpenBackends) -> Project:
+    """Put together what a config that was read describes."""
+    code = ProjectCode(folder)
+    reached = replace(backends(config), functions=code.grader)
     system = _read_text(folder, config.system) if config.system else ""
     openers: list[OpenEnvironment] = []
     specs: tuple[ToolSpec, ...] = ()
     if config.environment:
-        environment = _load_class(folder, config.environment)
+        environment = code.environment(config.environment)
         openers.append(python_environment(environment))
         specs += tool_specs(environment)
     if config.tools:
@@ -94,21 +130,15 @@ def open_project(folder: Path, *, config_file: str = "agent.toml", preset: str =
             for tool in config.tools
             if tool.parameters
         )
-    if not openers:
-        raise ConfigError(
-            f'{path}: the agent has no tools; set `environment = "tools.py:MyEnvironment"` '
-            "or add [[tools]] entries with name and server_url"
-        )
-    if not config.grader and not config.environment:
-        raise ConfigError(
-            f"{path}: nothing grades the rollouts; add a [grader] object or an environment with grade()"
-        )
     return Project(
         folder=folder,
         config=config,
         spec=AgentSpec(system=system, limits=config.limits, decoding=config.decoding),
         open_environment=openers[0] if len(openers) == 1 else combined_environment(openers),
-        grader=build_grader(config.grader),
+        grader=with_terms(build_grader(config.grader, backends=reached), config.reward),
+        gold_grader=build_grader(config.gold_grader, "gold_grader", backends=reached)
+        if config.gold_grader
+        else None,
         tools=specs,
     )
 
@@ -119,34 +149,3 @@ def _read_text(folder: Path, name: str) -> str:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the system text: {error}") from error
-
-
-def _load_class(folder: Path, reference: str) -> type[Environment]:
-    """Import `file.py:Class` with the project folder importable for its siblings."""
-    file, colon, name = reference.partition(":")
-    path = folder / file
-    if not colon or not name or not path.is_file():
-        raise ConfigError(
-            f"environment = {reference!r}: write it as `file.py:Class`, relative to {folder}"
-            + ("" if path.is_file() else f"; {path} does not exist")
-        )
-    found = _import_file(path).__dict__.get(name)
-    if not isinstance(found, type) or not issubclass(found, Environment):
-        what = "is missing" if found is None else "does not inherit from agentrft.Environment"
-        raise ConfigError(f"environment = {reference!r}: class {name} {what} in {path}")
-    return found
-
-
-def _import_file(path: Path) -> object:
-    module_name = f"agentrft_project_{path.resolve().parent.name}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    with boundary(ConfigError, str(path)):
-        spec.loader.exec_module(module)
-    return module
