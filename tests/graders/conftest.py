@@ -1,6 +1,7 @@
-"""The server of the egress tests serves graders too, so it is on the path."""
+"""What several tests share is on the path; the server of the egress tests serves graders too."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "egress"))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "egress")]

@@ -5,38 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from answers import TASK, a_trajectory
 
 from agentrft.core.errors import ConfigError, GraderError, UserError
 from agentrft.core.grade import Grade
 from agentrft.core.protocols import Environment, Grader
-from agentrft.core.task import Message, Task, ToolCall, ToolSpec
-from agentrft.core.trajectory import Failure, FailureKind, StopReason, ToolResult, Trajectory, Turn
+from agentrft.core.task import ToolCall, ToolSpec
+from agentrft.core.trajectory import Failure, FailureKind, ToolResult, Trajectory
 from agentrft.graders.build import build_grader
 from agentrft.graders.environment import EnvironmentGrader
 from agentrft.graders.fixed import FixedGrader
-
-TASK = Task(id="task-1", messages=(), row={"reference": "Paris", "family": "x"})
-
-
-def a_trajectory(text: str, *tool_calls: ToolCall) -> Trajectory:
-    turn = Turn(
-        observation_ids=(1,),
-        action_ids=(2,),
-        behavior_logprobs=(-0.1,),
-        first_version=0,
-        last_version=0,
-        message=Message(role="assistant", content=text, tool_calls=tool_calls),
-    )
-    return Trajectory(
-        id="trace_1",
-        task_id="task-1",
-        model="m",
-        spec_hash="",
-        seed=0,
-        prompt=(),
-        turns=(turn,),
-        stop_reason=StopReason.FINISHED,
-    )
 
 
 def grade(
@@ -166,9 +144,12 @@ def test_multi_fails_where_its_formula_has_no_value() -> None:
 @pytest.mark.parametrize(
     ("config", "shown"),
     [
-        ({"type": "python"}, "grader.type 'python' is not available on this server yet"),
+        ({"type": "python"}, "grader.source is missing; it must be a text"),
         ({"type": "lambda"}, "host it behind an endpoint and use"),
-        ({"type": "magic"}, "grader.type is 'magic'; supported types: string_check, multi"),
+        (
+            {"type": "magic"},
+            "grader.type is 'magic'; supported types: string_check, text_similarity",
+        ),
         ({**multi(a=check("eq")), "invalid_grade": "low"}, "grader.invalid_grade is 'low'"),
         (endpoint(rate_limit=0), "grader.rate_limit is 0; it is calls per second, above 0"),
         (endpoint(pass_threshold="x"), "grader.pass_threshold is 'x'; it must be a finite number"),
@@ -177,7 +158,7 @@ def test_multi_fails_where_its_formula_has_no_value() -> None:
         (endpoint(url="ftp://x"), "grader.url must begin with http:// or https://"),
         (multi(a=endpoint(url="http://127.1/")), "grader.graders.a.url names '127.1'"),
         (endpoint(timeout=3), "grader.timeout is unknown; endpoint has type, name, url"),
-        ({"name": "x"}, "grader.type is missing; supported types: string_check, multi"),
+        ({"name": "x"}, "grader.type is missing; supported types: string_check, text_similarity"),
         (check("eq", extra=1), "grader.extra is unknown; string_check has type, name, input"),
         (check("equals"), "grader.operation is 'equals'; one of: eq, ne, neq, like, ilike"),
         ({**check("eq"), "input": 3}, "grader.input is 3; it must be a text"),
