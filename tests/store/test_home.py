@@ -1,8 +1,9 @@
+import base64
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,20 @@ def test_importing_the_store_loads_no_alembic() -> None:
     code = "import sys, agentrft.store.home; print('alembic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_signing_key_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    with closing(Home.open(tmp_path)) as home:
+        key = home.signing_key()
+        assert home.signing_key() == key
+    assert key.startswith("whsec_")
+    assert len(base64.b64decode(key.removeprefix("whsec_"))) == 32
+    assert (tmp_path / "signing.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_signing_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    with closing(Home.open(tmp_path)) as home:
+        home.signing_key()
+        (tmp_path / "signing.key").chmod(0o644)
+        with pytest.raises(StoreError, match="chmod 600"):
+            home.signing_key()

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+from agentrft.core.call_thread import in_thread
 from agentrft.core.errors import ToolError, boundary
 from agentrft.core.protocols import Environment
 from agentrft.core.task import Task, ToolCall, ToolSpec
 from agentrft.measure.preflight_facts import ProbeCall, ToolFacts, tool_facts
-from agentrft.core.call_thread import in_thread
 from agentrft.rollout.deadline import within
 from agentrft.rollout.episode import RolloutSetup, in_order, visible_tools
 

@@ -1,5 +1,7 @@
 """One home folder: the database, files, secrets, cached models, and a folder per run."""
 
+import base64
+import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from agentrft.store.access import Access
 from agentrft.store.catalogue import ModelCatalogue
 from agentrft.store.database import Database
 from agentrft.store.files import FileRegistry
+from agentrft.store.key_file import make_key_file, read_key_file
 from agentrft.store.outbox import Outbox
 from agentrft.store.queue import JobQueue
 from agentrft.store.replies import Replies
@@ -72,6 +75,21 @@ class Home:
     def models(self) -> Path:
         """Cache of converted models."""
         return self.path / "models"
+
+    @property
+    def images(self) -> Path:
+        """Package sets of sandboxed code."""
+        return self.path / "images"
+
+    def signing_key(self) -> str:
+        """Return the `whsec_...` that calls of endpoint graders are signed with; first use makes it.
+
+        Raises StoreError if its file cannot be made, or others may read it.
+        """
+        file = self.path / "signing.key"
+        if not file.exists():
+            make_key_file(file, f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}")
+        return read_key_file(file)
 
     def run_folder(self, run_id: str) -> Path:
         """Return a run's folder, made if missing."""

@@ -1,17 +1,13 @@
 """Secrets at rest: sealed with one key, which lives in a file of its own or comes from the caller."""
 
 import json
-import os
-import secrets
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
 
 from agentrft.core.errors import StoreError
-
-_OWNER_ONLY = 0o600
+from agentrft.store.key_file import make_key_file, read_key_file
 
 
 class Vault:
@@ -44,48 +40,14 @@ class Vault:
         if self._given is not None:
             return self._given
         if create and not self._key_file.exists():
-            self._create()
-        return _fernet(self._read(), str(self._key_file))
-
-    def _read(self) -> str:
+            make_key_file(self._key_file, Fernet.generate_key().decode())
         try:
-            with self._key_file.open(encoding="ascii") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                if os.name == "posix" and mode & 0o077:
-                    raise StoreError(
-                        f"{self._key_file} can be read by others (mode {mode:o}); "
-                        f"run: chmod 600 {self._key_file}"
-                    )
-                return file.read().strip()
+            return _fernet(read_key_file(self._key_file), str(self._key_file))
         except FileNotFoundError:
             raise StoreError(
                 f"{self._key_file} is gone, and secrets cannot be read without it; "
                 "restore it from a backup, or enter the secrets again"
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"{self._key_file} cannot be read: {error}") from error
-
-    def _create(self) -> None:
-        """Make the key file; of several processes at once, one wins and the others use its key."""
-        draft = self._key_file.with_name(f"{self._key_file.name}.{secrets.token_hex(8)}")
-        try:
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY)
-            try:
-                os.write(descriptor, Fernet.generate_key() + b"\n")
-                os.fsync(descriptor)
-                # A link, unlike a rename, fails if somebody else's key is already there.
-                os.link(draft, self._key_file)
-                _sync_folder(self._key_file.parent)
-            finally:
-                os.close(descriptor)
-                draft.unlink()
-        except FileExistsError:
-            return
-        except OSError as error:
-            raise StoreError(
-                f"key file {self._key_file} cannot be made ({error.strerror}); make the folder "
-                "writable or give the key as text"
-            ) from error
 
 
 def _fernet(key: str, where: str) -> Fernet:
@@ -95,11 +57,3 @@ def _fernet(key: str, where: str) -> Fernet:
         raise StoreError(
             f"{where} is no key; a key is 32 random bytes as 44 characters of URL-safe base64"
         ) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
