@@ -1,10 +1,12 @@
 import asyncio
+from base64 import b64encode
 from typing import Any
 
 import pytest
 from raw_server import HANGS, Raw, RawServer, Waited, reply, serving
+from standardwebhooks import Webhook, WebhookVerificationError
 
-from agentrft.core.errors import GraderError
+from agentrft.core.errors import ConfigError, GraderError
 from agentrft.core.grade import Grade
 from agentrft.core.task import Message, Task, ToolCall
 from agentrft.core.trajectory import StopReason, ToolResult, Trajectory, Turn
@@ -15,6 +17,8 @@ from agentrft.graders.build import build_grader
 from agentrft.graders.endpoint import EndpointGrader
 
 SECRET = "Bearer abcdef-secret"
+SIGNING_KEY = f"whsec_{b64encode(b'k' * 24).decode()}"
+ANOTHER_KEY = f"whsec_{b64encode(b'j' * 24).decode()}"
 CALL = ToolCall(id="call_1", name="get_order", arguments='{"id": "W1"}')
 SHOWN_CALL = {
     "id": "call_1",
@@ -179,6 +183,37 @@ def test_what_is_too_large_to_send_is_our_side_of_the_fault() -> None:
     assert isinstance(error, GraderError)
     assert error.code == "endpoint_grader_internal_error"
     assert server.requests == []
+
+
+def test_every_attempt_is_signed_so_that_the_endpoint_knows_who_asks() -> None:
+    given, server = grade(reply(status=503), reply('{"score": 0.5}'), signing_key=SIGNING_KEY)
+    assert isinstance(given, Grade)
+    for request in server.requests:
+        assert request.headers["webhook-id"] == "trace_ab:grade:g"
+        headers = dict(request.headers)
+        assert Webhook(SIGNING_KEY).verify(request.content.decode(), headers) == request.body
+        with pytest.raises(WebhookVerificationError):
+            Webhook(SIGNING_KEY).verify(request.content.decode() + " ", headers)
+        with pytest.raises(WebhookVerificationError):
+            Webhook(ANOTHER_KEY).verify(request.content.decode(), headers)
+
+
+def test_a_grader_is_built_with_the_key_of_its_backends_and_unsigned_without_one() -> None:
+    async def scenario() -> None:
+        async with serving(reply('{"score": 0.5}')) as server:
+            for backends in (Backends(signing_key=SIGNING_KEY), Backends()):
+                grader = build_grader({"type": "endpoint", "url": server.url}, backends=backends)
+                await grader.grade(TASK, TRAJECTORY, None)
+            signed, unsigned = ("webhook-signature" in r.headers for r in server.requests)
+            assert (signed, unsigned) == (True, False)
+
+    asyncio.run(scenario())
+
+
+def test_a_signature_cannot_come_from_the_grader_object() -> None:
+    config = {"type": "endpoint", "url": "http://127.0.0.1:1/", "headers": {"Webhook-Id": "x"}}
+    with pytest.raises(ConfigError, match="header 'Webhook-Id' is set by the sender"):
+        build_grader(config)
 
 
 def test_an_address_that_turned_bad_is_a_safety_fault() -> None:

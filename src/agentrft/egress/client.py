@@ -32,6 +32,7 @@ from agentrft.egress.errors import (
 )
 from agentrft.egress.limits import Breaker, Clock, Pace
 from agentrft.egress.policy import EgressPolicy, Target
+from agentrft.egress.signing import signature_headers
 
 MAX_BODY_BYTES = 1 << 20
 """Of a request and of a reply, unpacked."""
@@ -47,7 +48,8 @@ MAX_CONCURRENT = 128
 """Calls of one endpoint at a time; more wait in line."""
 
 _SET_BY_US = frozenset(
-    "host content-length transfer-encoding connection upgrade expect te trailer".split()
+    "host content-length transfer-encoding connection upgrade expect te trailer "
+    "webhook-id webhook-timestamp webhook-signature".split()
 )
 _NO_SECRETS = frozenset("content-type accept accept-language user-agent".split())
 
@@ -94,6 +96,7 @@ class Endpoint:
         rate_limit: float | None = None,
         timeout_s: float = CALL_TIMEOUT_S,
         max_concurrent: int = MAX_CONCURRENT,
+        signing_key: str = "",
         wait: Wait = asyncio.sleep,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -104,6 +107,7 @@ class Endpoint:
         self._headers = headers
         self._timeout_s = timeout_s
         self._max_concurrent = max_concurrent
+        self._signing_key = signing_key
         self._wait = wait
         self._pace = Pace(rate_limit, clock) if rate_limit else None
         self._breaker = Breaker(clock)
@@ -160,6 +164,8 @@ class Endpoint:
         )
         headers = _with_defaults(self._headers, {"Idempotency-Key": key})
         async with slots:
+            if self._signing_key:
+                headers |= signature_headers(self._signing_key, key, body, timestamp=time.time())
             with self._breaker.watch(self.where):
                 try:
                     reply = await post_once(self.target, body, headers, self.policy)

@@ -1,13 +1,11 @@
 """One try to deliver an event, signed as Standard Webhooks has it, and when to try again."""
 
 import asyncio
-from datetime import UTC, datetime
-
-from standardwebhooks import Webhook
 
 from agentrft.egress.client import post_once
 from agentrft.egress.errors import AddressRefusedError, EndpointError, TryAgain
 from agentrft.egress.policy import EgressPolicy
+from agentrft.egress.signing import signature_headers
 
 TIMEOUT_S = 30.0
 BACKOFF_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 4 * 3600.0, 12 * 3600.0)
@@ -23,21 +21,12 @@ async def deliver(
     policy: EgressPolicy,
     timeout_s: float = TIMEOUT_S,
 ) -> None:
-    """POST the event once. Raises EndpointError unless the answer is 2xx within the time.
-
-    `event_id` is the same at every try, so a receiver can drop what it has seen; `timestamp` is the
-    Unix time of this try, which receivers want to be recent.
-    """
+    """POST the event once. Raises EndpointError unless the answer is 2xx within the time."""
     try:
         target = policy.target(url)
     except AddressRefusedError as error:
         raise AddressRefusedError(f"the webhook's URL {error}") from None
-    signed_at = datetime.fromtimestamp(int(timestamp), UTC)
-    headers = {
-        "webhook-id": event_id,
-        "webhook-timestamp": str(int(timestamp)),
-        "webhook-signature": Webhook(secret).sign(event_id, signed_at, body.decode()),
-    }
+    headers = signature_headers(secret, event_id, body, timestamp=timestamp)
     deadline = asyncio.timeout(timeout_s)
     try:
         async with deadline:

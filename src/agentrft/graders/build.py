@@ -175,6 +175,7 @@ def _endpoint(
             headers=cast(Mapping[str, str], headers),
             policy=backends.policy,
             rate_limit=rate_limit,
+            signing_key=backends.signing_key,
         )
     except AddressRefusedError as error:
         raise ConfigError(f"{path}.url {error}") from error
