@@ -17,6 +17,11 @@ from agentrft.rollout.environment import Environment, python_environment
 ROOT = Path(__file__).parent.parent
 SECTIONS: dict[str, type] = {
     "Top level": config.ProjectConfig,
+    "`[reward]`": config.RewardTerms,
+    "`[reward.<what>]`": config.Allowance,
+    "`[grader_models.<name>]`": config.GraderModel,
+    "`[sandbox]`": config.SandboxConfig,
+    "`[audit]`": config.AuditConfig,
     "`[data]`": config.DataFiles,
     "`[[tools]]`": config.HttpTool,
     "`[limits]`": config.Limits,
@@ -25,6 +30,7 @@ SECTIONS: dict[str, type] = {
     "`[methods.evaluation]`": config.EvaluationConfig,
     "`[methods.supervised]`": config.SupervisedConfig,
     "`[methods.reinforcement]`": config.ReinforcementConfig,
+    "`[methods.reinforcement.monitors]`": config.MonitorConfig,
     "`[methods.<method>.trainer]`": config.TrainerConfig,
     "`[methods.<method>.trainer.adapter]`": config.Adapter,
     "`[methods.<method>.trainer.optimizer]`": config.Optimizer,
