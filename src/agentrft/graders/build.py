@@ -14,6 +14,7 @@ from agentrft.graders.environment import EnvironmentGrader
 from agentrft.graders.fields import name_field, number_field, only_keys, template_field, text_field
 from agentrft.graders.formula import FUNCTIONS, parse_formula
 from agentrft.graders.function import build_function_grader
+from agentrft.graders.model_grader import build_model_grader
 from agentrft.graders.multi import Multi
 from agentrft.graders.python_code import PythonGrader, check_source
 from agentrft.graders.string_check import OPERATIONS, StringCheck
@@ -53,11 +54,8 @@ def _build(config: Mapping[str, object], path: str, backends: Backends, name: st
             return _endpoint(config, path, backends, name)
         case "function":
             return build_function_grader(config, path, name, backends.functions)
-        case "score_model" | "label_model" as known:
-            raise ConfigError(
-                f"{path}.type {known!r} is not available on this server yet; "
-                f"available: {', '.join(SUPPORTED)}"
-            )
+        case "score_model" | "label_model":
+            return build_model_grader(config, path, name, backends)
         case "lambda":
             raise ConfigError(
                 f"{path}.type 'lambda' is code of another service; host it behind an endpoint "
