@@ -5,8 +5,12 @@ import pytest
 from raw_server import reply, serving
 
 from agentrft.core.errors import ConfigError
+from agentrft.core.grade import TokenUsage
+from agentrft.core.protocols import FunctionFault, FunctionResult
 from agentrft.graders.backends import Backends
 from agentrft.graders.dry_run import ERROR_FAMILIES, GraderRun, run_grader
+from agentrft.inference.grader_model import GradingReply, ScriptedGraderModel
+from agentrft.sandbox.scripted import ScriptedSandbox
 
 CHECK = {
     "type": "string_check",
@@ -116,6 +120,87 @@ def test_an_endpoint_is_asked_with_the_trace_id_and_its_failure_is_no_zero() -> 
             assert errors(bad)["endpoint_grader_internal_error"] is True
 
     asyncio.run(scenario())
+
+
+def part(name: str, **more: Any) -> dict[str, Any]:
+    return {**CHECK, "name": name, **more}
+
+
+def test_every_fault_of_every_part_raises_its_flag() -> None:
+    code = {"type": "python", "source": "def grade(sample, item): return 1"}
+    fault = FunctionResult(fault=FunctionFault.SANDBOX, detail="no workers")
+    config = {
+        "type": "multi",
+        "name": "all",
+        "graders": {
+            "fine": CHECK,
+            "row": part("row", reference="{{item.capital}}"),
+            "other_row": part("other_row", reference="{{item.country}}"),
+            "output": part("output", input="{{sample.output_json.city}}"),
+            "code": code,
+        },
+        "calculate_output": "fine + row + other_row + output + code",
+    }
+    backends = Backends(sandbox=ScriptedSandbox(values=(fault,)))
+    given = asyncio.run(run_grader(config, {"reference": "Rome"}, "Rome", "t", backends))
+    shown = errors(given)
+    assert {name for name, value in shown.items() if value is True} == {
+        "invalid_variable_error",
+        "sample_parse_error",
+        "python_grader_server_error",
+    }
+    assert "'capital'" in shown["invalid_variable_error_details"]
+    assert "'country'" in shown["invalid_variable_error_details"]
+    assert "no workers" in shown["python_grader_server_error_type"]
+    assert given.reply()["reward"] is None
+    assert given.reply()["sub_rewards"] == {"fine": 1.0, "output": 0.0}
+
+
+def test_a_formula_without_a_value_is_told_beside_the_faults_of_its_parts() -> None:
+    unread = part("a", input="{{sample.output_json.city}}")
+    config = {"type": "multi", "graders": {"a": unread}, "calculate_output": "1 / a"}
+    shown = errors(run(config, {"reference": "Rome"}, "Rome"))
+    assert (shown["formula_parse_error"], shown["sample_parse_error"]) == (True, True)
+
+
+def test_tokens_of_grader_models_are_added_up_by_model() -> None:
+    def judge(model: str) -> dict[str, Any]:
+        return {
+            "type": "score_model",
+            "model": model,
+            "input": [{"role": "user", "content": "Rate {{sample.output_text}}"}],
+        }
+
+    used = TokenUsage(prompt_tokens=190, completion_tokens=134, cached_tokens=10)
+    text = '{"steps": [], "result": 0.5}'
+    reply = GradingReply(text=text, finish_reason="stop", usage=used)
+    models = {name: ScriptedGraderModel([reply]) for name in ("small", "large")}
+    config = {
+        "type": "multi",
+        "graders": {"a": judge("small"), "b": judge("small"), "c": judge("large")},
+        "calculate_output": "(a + b + c) / 3",
+    }
+    backends = Backends(models=models)
+    answer = asyncio.run(run_grader(config, {}, "x", "t", backends)).reply()
+    assert answer["reward"] == 0.5
+    assert answer["model_grader_token_usage_per_model"] == {
+        "small": {
+            "prompt_tokens": 380,
+            "completion_tokens": 268,
+            "total_tokens": 648,
+            "cached_tokens": 20,
+        },
+        "large": {
+            "prompt_tokens": 190,
+            "completion_tokens": 134,
+            "total_tokens": 324,
+            "cached_tokens": 10,
+        },
+    }
+    assert answer["metadata"]["token_usage"] == 972
+    assert answer["metadata"]["sampled_model_name"] is None
+    alone = asyncio.run(run_grader(judge("large"), {}, "x", "t", backends)).reply()["metadata"]
+    assert (alone["token_usage"], alone["sampled_model_name"]) == (324, "large")
 
 
 def test_a_wrong_object_is_refused_by_its_path() -> None:

@@ -1,35 +1,36 @@
 """Grade one text before anything trains, with the very graders of training and every error shown."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from agentrft.core.errors import ConfigError, GraderError, boundary
-from agentrft.core.grade import Grade
+from agentrft.core.grade import Grade, TokenUsage
 from agentrft.core.task import Message, Task, content_id
 from agentrft.core.trajectory import Failure, FailureKind, StopReason, Trajectory, Turn
 from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
+from agentrft.graders.multi import Multi, scores, usage
 
 ERROR_FAMILIES = {
-    "formula_parse_error": False,
-    "sample_parse_error": True,
-    "truncated_observation_error": False,
-    "unresponsive_reward_error": False,
-    "invalid_variable_error": True,
-    "other_error": False,
-    "python_grader_server_error": False,
-    "python_grader_runtime_error": True,
-    "model_grader_server_error": True,
-    "model_grader_refusal_error": True,
-    "model_grader_parse_error": True,
-    "model_grader_exceeded_max_tokens_error": False,
-    "endpoint_grader_internal_error": True,
-    "endpoint_grader_server_error": True,
-    "endpoint_grader_safety_check_error": False,
+    "formula_parse_error": "",
+    "sample_parse_error": "details",
+    "truncated_observation_error": "",
+    "unresponsive_reward_error": "",
+    "invalid_variable_error": "details",
+    "other_error": "",
+    "python_grader_server_error": "type",
+    "python_grader_runtime_error": "details",
+    "model_grader_server_error": "details",
+    "model_grader_refusal_error": "details",
+    "model_grader_parse_error": "details",
+    "model_grader_exceeded_max_tokens_error": "",
+    "endpoint_grader_internal_error": "details",
+    "endpoint_grader_server_error": "details",
+    "endpoint_grader_safety_check_error": "",
 }
-"""Every family of the contract's run response; True if it has a `_details` field of its own."""
+"""Every family of the contract's run response, and how the field with its message ends, if any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,22 +39,25 @@ class GraderRun:
 
     type: str
     grade: Grade
+    failures: tuple[Failure, ...] = ()
+    """Everything that went wrong, in whichever part."""
 
     def reply(self) -> dict[str, Any]:
         """Return the contract's response; `reward` is null, not 0, if there is no grade."""
-        scores = dict(self.grade.parts)
+        parts = dict(self.grade.parts)
+        tokens = {model: _tokens(used) for model, used in self.grade.usage.items()}
         return {
             "reward": self.grade.score,
-            "sub_rewards": scores,
-            "model_grader_token_usage_per_model": {},
+            "sub_rewards": parts,
+            "model_grader_token_usage_per_model": tokens,
             "metadata": {
                 "name": self.grade.grader,
                 "type": self.type,
                 "execution_time": self.grade.duration_s,
-                "scores": scores,
-                "token_usage": None,
-                "sampled_model_name": None,
-                "errors": _errors(self.grade.failure),
+                "scores": parts,
+                "token_usage": sum(t["total_tokens"] for t in tokens.values()) if tokens else None,
+                "sampled_model_name": next(iter(tokens)) if len(tokens) == 1 else None,
+                "errors": _errors(self.failures),
             },
         }
 
@@ -70,16 +74,47 @@ async def run_grader(
         raise ConfigError("grader is empty; give a grader object with a type")
     grader = build_grader(config, backends=backends)
     task = Task(id=content_id(item), messages=(), row=item)
+    trajectory = _rollout(model_sample, task, trace_id)
     where = f"grader {grader.name!r}"
+    parts: Mapping[str, Grade | GraderError] = {}
     started = time.monotonic()
     try:
         with boundary(GraderError, where):
-            grade = await grader.grade(task, _rollout(model_sample, task, trace_id), None)
+            if isinstance(grader, Multi):
+                parts = await grader.results(task, trajectory, None)
+                grade = grader.combined(parts)
+            else:
+                grade = await grader.grade(task, trajectory, None)
     except GraderError as error:
-        failure = Failure(kind=FailureKind.GRADER, where=where, message=str(error), code=error.code)
-        grade = Grade(score=None, failure=failure, grader=grader.name)
+        grade = Grade(
+            score=None,
+            parts=scores(parts),
+            failure=_failure(where, error),
+            grader=grader.name,
+            usage=usage(parts.values()),
+        )
     grade = replace(grade, duration_s=time.monotonic() - started)
-    return GraderRun(type=str(config["type"]), grade=grade)
+    return GraderRun(
+        type=str(config["type"]), grade=grade, failures=tuple(_failures(grade, parts, where))
+    )
+
+
+def _failures(
+    grade: Grade, parts: Mapping[str, Grade | GraderError], where: str
+) -> Iterator[Failure]:
+    """Yield what went wrong in every part, and then whatever went wrong with the whole."""
+    families: set[str] = set()
+    for part in parts.values():
+        failure = _failure(where, part) if isinstance(part, GraderError) else part.failure
+        if failure is not None:
+            families.add(failure.code)
+            yield failure
+    if grade.failure is not None and grade.failure.code not in families:
+        yield grade.failure
+
+
+def _failure(where: str, error: GraderError) -> Failure:
+    return Failure(kind=FailureKind.GRADER, where=where, message=str(error), code=error.code)
 
 
 def _rollout(text: str, task: Task, trace_id: str) -> Trajectory:
@@ -103,12 +138,20 @@ def _rollout(text: str, task: Task, trace_id: str) -> Trajectory:
     )
 
 
-def _errors(failure: Failure | None) -> dict[str, Any]:
+def _tokens(used: TokenUsage) -> dict[str, int]:
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+        "cached_tokens": used.cached_tokens,
+    }
+
+
+def _errors(failures: Collection[Failure]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    for family, has_details in ERROR_FAMILIES.items():
-        hit = failure is not None and failure.code == family
-        fields[family] = hit
-        if has_details:
-            fields[f"{family}_details"] = failure.message if failure and hit else None
-    fields["python_grader_server_error_type"] = None
+    for family, details in ERROR_FAMILIES.items():
+        messages = [failure.message for failure in failures if failure.code == family]
+        fields[family] = bool(messages)
+        if details:
+            fields[f"{family}_{details}"] = "; ".join(messages) or None
     return fields

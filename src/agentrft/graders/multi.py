@@ -1,11 +1,11 @@
 """Several graders and a formula over their scores."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 
-from agentrft.core.errors import GraderError
-from agentrft.core.grade import Grade
+from agentrft.core.errors import GraderError, boundary
+from agentrft.core.grade import Grade, TokenUsage
 from agentrft.core.protocols import Environment, Grader
 from agentrft.core.task import Task
 from agentrft.core.trajectory import Trajectory
@@ -26,17 +26,33 @@ class Multi:
         self, task: Task, trajectory: Trajectory, environment: Environment | None
     ) -> Grade:
         """Grade with every part. Raises GraderError if one fails or the formula has no value."""
-        results = await asyncio.gather(
-            *(grader.grade(task, trajectory, environment) for grader in self.graders.values()),
+        return self.combined(await self.results(task, trajectory, environment))
+
+    async def results(
+        self, task: Task, trajectory: Trajectory, environment: Environment | None
+    ) -> dict[str, Grade | GraderError]:
+        """Return what came of each part; every grade has a score."""
+        given = await asyncio.gather(
+            *(
+                self._part(name, grader.grade(task, trajectory, environment))
+                for name, grader in self.graders.items()
+            ),
             return_exceptions=True,  # so that no part is left running when another one fails
         )
-        grades: dict[str, Grade] = {}
-        parts: dict[str, float] = {}
-        for name, result in zip(self.graders, results, strict=True):
-            if isinstance(result, BaseException):
+        results: dict[str, Grade | GraderError] = {}
+        for name, result in zip(self.graders, given, strict=True):
+            if isinstance(result, BaseException) and not isinstance(result, GraderError):
                 raise result
-            grades[name] = result
-            parts[name] = self._score(name, result)
+            results[name] = result
+        return results
+
+    def combined(self, results: Mapping[str, Grade | GraderError]) -> Grade:
+        """Compute the formula. Raises GraderError with the faults of all parts, or for no value."""
+        errors = [result for result in results.values() if isinstance(result, GraderError)]
+        if errors:
+            raise GraderError("; ".join(map(str, errors)), code=errors[0].code) from errors[0]
+        grades = {name: result for name, result in results.items() if isinstance(result, Grade)}
+        parts = scores(grades)
         fault = next((grade.failure for grade in grades.values() if grade.failure), None)
         notes = [f"{name}: {grade.explanation}" for name, grade in grades.items()]
         invalid = fault is not None and self.invalid_grade is not None
@@ -46,14 +62,35 @@ class Multi:
             explanation="; ".join(note for note in notes if not note.endswith(": ")),
             failure=fault,
             grader=self.name,
+            usage=usage(grades.values()),
         )
 
-    def _score(self, name: str, grade: Grade) -> float:
+    async def _part(self, name: str, grading: Awaitable[Grade]) -> Grade:
+        where = f"grader {self.name!r}: part {name!r}"
+        with boundary(GraderError, where):
+            grade = await grading
         if grade.score is not None:
-            return grade.score
+            return grade
         failure = grade.failure
-        raise GraderError(
-            f"grader {self.name!r}: part {name!r} gave no score: "
-            f"{failure.message if failure else 'no reason given'}",
-            code=(failure.code if failure else "") or "other_error",
-        )
+        reason = failure.message if failure else "no reason given"
+        code = (failure.code if failure else "") or "other_error"
+        raise GraderError(f"{where} gave no score: {reason}", code=code)
+
+
+def scores(results: Mapping[str, Grade | GraderError]) -> dict[str, float]:
+    """Return the scores of those parts that have one."""
+    return {
+        name: result.score
+        for name, result in results.items()
+        if isinstance(result, Grade) and result.score is not None
+    }
+
+
+def usage(results: Iterable[Grade | GraderError]) -> dict[str, TokenUsage]:
+    """Add up, per model, what the parts took."""
+    total: dict[str, TokenUsage] = {}
+    for result in results:
+        if isinstance(result, Grade):
+            for model, used in result.usage.items():
+                total[model] = total.get(model, TokenUsage()) + used
+    return total
