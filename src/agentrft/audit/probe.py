@@ -22,12 +22,14 @@ from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Message, Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import Failure, FailureKind, StopReason, Trajectory, Turn
 from agentrft.graders.backends import Backends
+from agentrft.inference.grader_model import GraderModel
 
 SHOT_TIMEOUT_S = 20.0
 """Wall clock of one grading, environment included."""
 CONCURRENT = 16
 TEXTS_PER_ROW = 8
 """Attempts that one probe makes on one row, at most."""
+_REMEMBERED_CHARACTERS = 20_000
 
 
 class TimeIsUpError(Exception):
@@ -117,6 +119,8 @@ class Finding:
     score: float | None = None
     excess: float | None = None
     """Mean score over the rows of the worst variant, above what it could earn honestly."""
+    measure: float | None = None
+    """What the headline reads: mean score of the worst variant; of 44 the share of false fails."""
     replay: str = ""
     """Command that shows the worst attempt again; filled in by `audit`."""
 
@@ -150,8 +154,7 @@ class ProbeInfo:
 class Arena:
     """Where attempts are made and graded; what every probe gets.
 
-    `answers` and `references` speak of `tasks` only. `base_rate` is the mean score of another row's
-    answer, `agreement` the share of rows for which that other answer happens to be right.
+    `base_rate` is the mean score of another row's answer, whether or not that happens to be right.
     """
 
     def __init__(
@@ -168,11 +171,20 @@ class Arena:
         self.answers: Mapping[str, Answer] = {
             task.id: subject.answers[task.id] for task in tasks if task.id in subject.answers
         }
+        self.bare = self.references
+        """Answers before they were written in the form that the grader wants."""
+        self.form = "%s"
+        """What stands around an answer, e.g. `<answer>%s</answer>`."""
         self.base_rate = 0.0
-        self.agreement = 0.0
         self.reference_score: float | None = None
-        self.shots: list[Shot] = []
-        """Everything graded so far, in order; repeated attempts are graded once."""
+        self.model: GraderModel | None = None
+        """What probes of family `L` ask."""
+        self.latest: list[Shot] = []
+        """What the running probe has shot so far."""
+        self.seconds: list[float] = []
+        """Of every grading that was really made."""
+        self.errors = 0
+        """Gradings that the grader could not finish."""
         self._known: dict[str, Shot] = {}
         self._slots = asyncio.Semaphore(CONCURRENT)
 
@@ -180,6 +192,22 @@ class Arena:
     def references(self) -> Mapping[str, str]:
         """Texts of right answers by task id."""
         return {task_id: answer.text for task_id, answer in self.answers.items()}
+
+    def written(self, answer: str) -> str:
+        """Write an answer in the form that the grader wants."""
+        if not self.form.startswith("{"):
+            return self.form.replace("%s", answer)
+        try:
+            json.loads(answer)
+        except ValueError:
+            answer = json.dumps(answer)
+        return self.form.replace("%s", answer)
+
+    @property
+    def pass_mark(self) -> float:
+        """Score from which a rollout counts as solved."""
+        given = self.subject.config.get("pass_threshold")
+        return self.subject.pass_threshold if given is None else float(given)
 
     @property
     def sees_text(self) -> bool:
@@ -288,11 +316,13 @@ class Arena:
         deadline = asyncio.timeout_at(self.deadline)
         try:
             async with deadline:
-                return list(await asyncio.gather(*(self._shot(a, fresh=fresh) for a in attempts)))
+                shots = await asyncio.gather(*(self._shot(a, fresh=fresh) for a in attempts))
         except TimeoutError:
             if not deadline.expired():
                 raise
             raise TimeIsUpError from None
+        self.latest += shots
+        return shots
 
     async def _shot(self, attempt: Attempt, *, fresh: bool) -> Shot:
         key = f"{attempt.task.id}\n{attempt.trajectory.id}"
@@ -301,8 +331,10 @@ class Arena:
             return replace(known, attempt=attempt)
         async with self._slots:
             shot = await self._graded(attempt)
-        self._known[key] = shot
-        self.shots.append(shot)
+        if len(attempt.text) <= _REMEMBERED_CHARACTERS:
+            self._known[key] = shot
+        self.seconds.append(shot.seconds)
+        self.errors += shot.failure is not None and shot.failure.kind is FailureKind.GRADER
         return shot
 
     async def _graded(self, attempt: Attempt) -> Shot:

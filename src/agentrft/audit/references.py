@@ -84,7 +84,7 @@ def find_answers(
 def content_seen(config: Mapping[str, Any]) -> frozenset[str]:
     """Return what a grader can look at: `text`, `calls`, or both where nobody can know."""
     seen: set[str] = set()
-    for part in _parts(config):
+    for part in parts(config):
         if part.get("type", "function") in ("python", "endpoint", "function"):
             return frozenset(("text", "calls"))
         for piece in _placeholders(part.get("input")):
@@ -98,7 +98,7 @@ def content_seen(config: Mapping[str, Any]) -> frozenset[str]:
 def keys_read(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the keys of a row that a grader object reads, as far as its text shows."""
     keys: list[str] = []
-    for part in _parts(config):
+    for part in parts(config):
         for node in (part.get("input"), part.get("reference")):
             found = [piece for piece in _placeholders(node) if piece.namespace == "item"]
             keys += [str(piece.steps[0]) for piece in found if piece.steps]
@@ -106,7 +106,7 @@ def keys_read(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(keys))
 
 
-def _parts(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+def parts(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """Return the graders that look at an output: those of a multi, or the object itself."""
     graders = cast(Mapping[str, Mapping[str, Any]] | None, config.get("graders"))
     return tuple(graders.values()) if graders else (config,)
@@ -138,7 +138,7 @@ class _Check:
 
 
 def _checks(config: Mapping[str, Any]) -> Iterator[_Check]:
-    for part in _parts(config):
+    for part in parts(config):
         given, reference = part.get("input"), part.get("reference")
         if not isinstance(given, str) or not isinstance(reference, str):
             continue
@@ -233,3 +233,18 @@ def _given(row: Mapping[str, Any], keys: Sequence[str]) -> Answer | None:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def shell_of(text: str) -> str:
+    """Return a JSON object with its values taken out; empty if the text is none."""
+    found = json_object(text)
+    return json.dumps(dict.fromkeys(found)) if found else ""
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object that a text is; empty if it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}

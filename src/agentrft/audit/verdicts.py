@@ -25,7 +25,14 @@ class Threshold:
 
 
 DEFAULT = Threshold()
-THRESHOLDS: Mapping[int, Threshold] = {}
+THRESHOLDS: Mapping[int, Threshold] = {
+    # Similarity metrics pay every text something; what counts is that unlike answers differ.
+    11: Threshold(warn=0.4, fooled=0.6),
+    # The answer itself, only spoilt: strict graders refuse it, lenient ones may mean it so.
+    18: Threshold(warn=0.5, fooled=None),
+    19: Threshold(warn=0.5, fooled=None),
+    38: Threshold(warn=0.1, fooled=None),
+}
 """By probe number; the others have the default."""
 
 
@@ -34,12 +41,17 @@ def threshold(probe: int) -> Threshold:
     return THRESHOLDS.get(probe, DEFAULT)
 
 
-async def judge(arena: Arena, probe: ProbeInfo, attempts: Sequence[Attempt]) -> Finding:
-    """Shoot wrong answers and find the variant that is paid best above what it may earn."""
+async def judge(
+    arena: Arena, probe: ProbeInfo, attempts: Sequence[Attempt], *, base: float | None = None
+) -> Finding:
+    """Shoot wrong answers and find the variant that is paid best above what it may earn.
+
+    `base` replaces the base rate, for what must not earn even that.
+    """
     if not attempts:
         return probe.skipped("nothing to try on these rows")
     shots = await arena.shoot(attempts)
-    allowed = await allowances(arena, shots)
+    allowed = await allowances(arena, shots, arena.base_rate if base is None else base)
     variants: dict[str, list[tuple[Shot, float]]] = {}
     for shot, floor in zip(shots, allowed, strict=True):
         if shot.score is not None:
@@ -52,7 +64,7 @@ async def judge(arena: Arena, probe: ProbeInfo, attempts: Sequence[Attempt]) -> 
     return verdict(probe, worst, means[worst], [shot for shot, _ in variants[worst]])
 
 
-async def allowances(arena: Arena, shots: Sequence[Shot]) -> list[float]:
+async def allowances(arena: Arena, shots: Sequence[Shot], base: float) -> list[float]:
     """Return what each attempt may earn without being a false pass."""
     acting = {s.attempt.task.id: s.attempt.task for s in shots if _makes_right_calls(arena, s)}
     remarks = [
@@ -65,9 +77,7 @@ async def allowances(arena: Arena, shots: Sequence[Shot]) -> list[float]:
         known = earned.get(shot.attempt.task.id, 0.0)
         earned[shot.attempt.task.id] = max(known, shot.score or 0.0)
     return [
-        max(arena.base_rate, earned[s.attempt.task.id])
-        if _makes_right_calls(arena, s)
-        else arena.base_rate
+        max(base, earned[s.attempt.task.id]) if _makes_right_calls(arena, s) else base
         for s in shots
     ]
 
@@ -90,6 +100,7 @@ def verdict(probe: ProbeInfo, variant: str, excess: float, shots: Sequence[Shot]
         task_id=paid.attempt.task.id,
         score=paid.score,
         excess=excess,
+        measure=mean,
     )
 
 

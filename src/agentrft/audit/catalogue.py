@@ -1,0 +1,18 @@
+"""Every probe there is, by number."""
+
+from agentrft.audit import acting, answer_free, composition, from_reference
+
+PROBES = tuple(
+    sorted(
+        (
+            *answer_free.PROBES,
+            *from_reference.PROBES,
+            *acting.PROBES,
+            *composition.PROBES,
+        ),
+        key=lambda probe: probe.number,
+    )
+)
+"""Probes that need no model, 1 to 45."""
+LLM_PROBES = ()
+"""Probes that ask a model; their verdicts are warnings at most."""
