@@ -1,4 +1,7 @@
-"""A row, and a rollout that ended with a text."""
+"""A row, a rollout that ended with a text, and a model that embeds texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from agentrft.core.task import Message, Task, ToolCall
 from agentrft.core.trajectory import StopReason, Trajectory, Turn
@@ -25,3 +28,11 @@ def a_trajectory(text: str, *tool_calls: ToolCall) -> Trajectory:
         turns=(turn,),
         stop_reason=StopReason.FINISHED,
     )
+
+
+@dataclass
+class Letters:
+    """Embeds a text as how often each of three letters is in it."""
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        return [[float(text.count(letter)) for letter in "abc"] for text in texts]

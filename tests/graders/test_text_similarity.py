@@ -2,11 +2,11 @@ import asyncio
 import gc
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from answers import TASK, a_trajectory
+from answers import TASK, Letters, a_trajectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.translate.gleu_score import sentence_gleu
@@ -27,17 +27,6 @@ WORDS = st.lists(
     st.sampled_from("the a cat sat on mat, Mat. 3.5 it's end- (no) Ünï 猫 \n &amp;".split()),
     min_size=5,
 ).map(" ".join)
-
-
-@dataclass
-class Letters:
-    """Embeds a text as how often each letter is in it."""
-
-    asked: list[Sequence[str]] = field(default_factory=list[Sequence[str]])
-
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        self.asked.append(texts)
-        return [[float(text.count(letter)) for letter in "abc"] for text in texts]
 
 
 @dataclass

@@ -17,7 +17,7 @@ def only_keys(config: Mapping[str, object], keys: Collection[str], path: str) ->
 
 def name_field(config: Mapping[str, object], path: str, key: str) -> str:
     """Return the grader's name: its own, else its key in a multi grader, else one of its content."""
-    if config.get("name") is None:
+    if config.get("name") in (None, ""):
         return key or grader_name(config)
     return text_field(config, "name", path)
 
