@@ -14,7 +14,8 @@ from agentrft.core.task import Task
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.checkpoints import Retention, resume_point
 from agentrft.jobs.context import Job, Stopped
-from agentrft.jobs.reinforcement import StormError, TaskSets, reinforce
+from agentrft.jobs.reinforcement import StormError, reinforce
+from agentrft.jobs.validation import TaskSets
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.training.recording import RecordingTrainer
 

@@ -66,6 +66,12 @@ class GradedTrajectory:
 
     trajectory: Trajectory
     grade: Grade
+    gold: Grade | None = None
+    """What the held-out grader says; never a reward. None if it was not asked."""
+    second: Grade | None = None
+    """The same grader's word with another model behind it; None if it was not asked."""
+    screened: str = ""
+    """Why a monitor keeps this rollout out of the gradient; empty if none does."""
 
     @property
     def outcome(self) -> Outcome:
@@ -93,7 +99,11 @@ class Group:
     @property
     def survivors(self) -> tuple[GradedTrajectory, ...]:
         """Those that may move a gradient or a baseline."""
-        return tuple(g for g in self.graded if g.outcome is not Outcome.INFRASTRUCTURE_FAULT)
+        return tuple(
+            g
+            for g in self.graded
+            if g.outcome is not Outcome.INFRASTRUCTURE_FAULT and not g.screened
+        )
 
     @property
     def scores(self) -> tuple[float, ...]:

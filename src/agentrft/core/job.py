@@ -80,6 +80,8 @@ class ReinforcementMethod:
     type: Literal["reinforcement"] = "reinforcement"
     grader: Mapping[str, Any]
     """Grader object of the contract, with names filled in; header values replaced by `REDACTED`."""
+    gold_grader: Mapping[str, Any] | None = None
+    """Held-out grader of the same form: watched at every evaluation, never in the gradient."""
     tools: tuple[HttpTool, ...] = ()
     """Header values replaced by `REDACTED`; the queue keeps the real ones apart, encrypted."""
     response_format: Mapping[str, Any] | None = None

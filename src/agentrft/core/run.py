@@ -16,6 +16,7 @@ class Method(StrEnum):
     SUPERVISED = "supervised"
     REINFORCEMENT = "reinforcement"
     IMPROVE = "improve"
+    REGRADE = "regrade"
 
 
 class RunStatus(StrEnum):
@@ -71,6 +72,8 @@ class StepMetrics:
 
 
 Split = Literal["train", "validation", "holdout"]
+RolloutSplit = Literal[Split, "canary"]
+"""Where rollouts come from: `canary` are train rows with a corrupted reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,7 @@ class RolloutRecord:
 
     stage: str
     """E.g. `base`, `warm start`, `reinforcement`."""
-    split: Split
+    split: RolloutSplit
     step: int
     family: str
     graded: GradedTrajectory

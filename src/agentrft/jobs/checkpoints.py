@@ -21,6 +21,20 @@ def every_step(step: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationScores:
+    """What the graders say of one step, on average."""
+
+    score: float | None = None
+    gold: float | None = None
+    """Of the held-out grader."""
+
+    @property
+    def rank(self) -> float | None:
+        """What the best checkpoint is best at."""
+        return self.score if self.gold is None else self.gold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
     """Which checkpoints stay on disk."""
 
@@ -58,7 +72,7 @@ class CheckpointKeeper:
         last_step: int,
         retention: Retention,
         follower: Follower,
-        scores: Mapping[int, float],
+        scores: Mapping[int, ValidationScores],
     ) -> None:
         self._job, self._trainer, self._follower = job, trainer, follower
         self._interval, self._last_step, self._retention = interval, last_step, retention
@@ -79,14 +93,16 @@ class CheckpointKeeper:
         """Note what the trainer now holds, once its results are stored."""
         self._step, self._version, self._metrics = step, version, metrics
 
-    def validated(self, step: int, score: float | None) -> None:
-        """Note the validation score that decides which checkpoints are the best."""
-        if score is not None:
-            self._scores[step] = score
+    def validated(self, step: int, scores: ValidationScores) -> None:
+        """Note the scores that decide which checkpoints are the best."""
+        self._scores[step] = scores
 
     async def after_step(self) -> None:
         """Save if it is time; raises Stopped, after saving, if the run was asked to stop."""
         due = self._step % self._interval == 0 or self._step == self._last_step
+        # A run's result is its best checkpoint by the held-out grader, so that one must exist.
+        golds = {step: s.gold for step, s in self._scores.items() if s.gold is not None}
+        due = due or (self._step in golds and golds[self._step] >= max(golds.values()))
         if due and self._step > self._saved and not self._job.abandoned:
             await self._save()
         if self._job.stop.is_set() and self._step < self._last_step:
@@ -110,7 +126,8 @@ class CheckpointKeeper:
         # A name of its own: a worker that lost its lease amid this must not replace its successor's.
         folder = self._folder / f"step-{step:06d}-{secrets.token_hex(4)}"
         await asyncio.to_thread(self._trainer.save, folder, {"step": step})
-        score = {"validation_score": self._scores[step]} if step in self._scores else {}
+        scores = self._scores.get(step, ValidationScores())
+        shown = {} if scores.score is None else {"validation_score": scores.score}
         # The row comes after the complete folder, so a row always names a usable checkpoint.
         self._job.append(
             [
@@ -119,7 +136,8 @@ class CheckpointKeeper:
                     step=step,
                     path=str(folder),
                     policy_version=self._version,
-                    metrics={**self._metrics, **score},
+                    metrics={**self._metrics, **shown},
+                    gold_score=scores.gold,
                 )
             ]
         )
@@ -129,13 +147,29 @@ class CheckpointKeeper:
     def _settle(self) -> None:
         """Drop what need not be kept, folders that no row names included."""
         whole = [c for c in self._job.read_all(Checkpoint) if Path(c.path).is_dir()]
-        kept = self._retention.kept(whole, self._scores)
+        ranks = {step: scores.rank for step, scores in self._scores.items()}
+        kept = self._retention.kept(
+            whole, {s: rank for s, rank in ranks.items() if rank is not None}
+        )
         # Told before the folders go, so that nobody is offered what is gone.
         self._follower.kept(kept)
         names = {Path(checkpoint.path).name for checkpoint in kept}
         for folder in self._folder.glob("step-*"):
             if folder.name not in names:
                 shutil.rmtree(folder)
+
+
+def deliverable(job: Job) -> Checkpoint:
+    """Return the checkpoint that the held-out grader likes best; without such a grader the newest.
+
+    Raises StoreError if there is none.
+    """
+    judged = [
+        (checkpoint.gold_score, checkpoint.step, checkpoint)
+        for checkpoint in job.read_all(Checkpoint)
+        if checkpoint.gold_score is not None and Path(checkpoint.path).is_dir()
+    ]
+    return max(judged, key=lambda one: one[:2])[2] if judged else job.checkpoint()
 
 
 def resume_point(job: Job, verify: Callable[[Path], None]) -> Path | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agentrft.core.config import EvaluationConfig
 from agentrft.core.grade import GradedTrajectory, Outcome
-from agentrft.core.run import RolloutRecord, Split
+from agentrft.core.run import RolloutRecord, RolloutSplit
 from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Task
 from agentrft.jobs.context import Job
@@ -25,7 +25,7 @@ class Measurement:
     """What is measured, and under which name it is stored."""
 
     stage: str
-    split: Split
+    split: RolloutSplit
     step: int = 0
     seed: int = 0
 
@@ -116,7 +116,7 @@ def stored_records(job: Job, measurement: Measurement) -> list[RolloutRecord]:
     ]
 
 
-def stored_summaries(job: Job, stage: str, split: Split) -> list[TrajectorySummary]:
+def stored_summaries(job: Job, stage: str, split: RolloutSplit) -> list[TrajectorySummary]:
     """List what this run already stored, without reading tokens."""
     summaries: list[TrajectorySummary] = []
     after, more = 0, True

@@ -34,14 +34,16 @@ from agentrft.jobs.checkpoints import Retention
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.hyperparameters import CONTEXT_TOKENS, Resolved, resolve
 from agentrft.jobs.job_follower import JobFollower, offer_checkpoint, register
+from agentrft.jobs.monitoring import MonitorAlarmError
 from agentrft.jobs.preflight import Preflight, check_reinforcement, check_supervised
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import Project
-from agentrft.jobs.reinforcement import StormError, TaskSets, reinforce, serving
+from agentrft.jobs.reinforcement import StormError, reinforce, serving
 from agentrft.jobs.serving import OpenModel, ServedModel, first_step
 from agentrft.jobs.step_report import result_file
 from agentrft.jobs.supervised import HeldOut, imitate, rendered
 from agentrft.jobs.tuning_project import JobFiles, tuning_project
+from agentrft.jobs.validation import task_sets
 from agentrft.measure.preflight import only_warns
 from agentrft.store.datasets import read_demonstrations
 from agentrft.store.errors import NotFoundError
@@ -116,6 +118,9 @@ class LeasedJob:
             self._let_go()
         except StormError as error:
             self._pause(f"Fine-tuning job paused: {error}", _failing(error))
+        except MonitorAlarmError as error:
+            told = JobError(code="monitor_alarm", message=str(error))
+            self._pause(f"Fine-tuning job paused: {error}", told)
         except StoreError as error:
             # A full disk or a database that is away passes; what is committed must not be lost to it.
             told = JobError(code="storage_failing", message=str(error))
@@ -187,11 +192,8 @@ class LeasedJob:
     async def _reinforced(self, model: ServedModel, resolved: Resolved) -> Checkpoint:
         config, project = resolved.methods.reinforcement, model.project
         trainer = self._trainer(model, config.trainer, "policy_gradient")
-        tasks = TaskSets(
-            train=project.tasks("train"),
-            validation=project.tasks("validation") if config.validation_interval else (),
-            validation_samples=resolved.methods.evaluation.samples_per_task,
-        )
+        samples = resolved.methods.evaluation.samples_per_task
+        tasks = task_sets(project, validation_samples=samples)
         return await reinforce(
             self._work,
             model.setup(),

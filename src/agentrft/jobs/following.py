@@ -19,6 +19,8 @@ class StepResult:
     train: Sequence[RolloutRecord] = ()
     validation: Sequence[RolloutRecord] | None = None
     """None if nothing was rolled out for validation after this step."""
+    canaries: Sequence[RolloutRecord] = ()
+    """Rollouts of train rows with a corrupted reference, made after this step."""
 
 
 class Follower(Protocol):
@@ -68,3 +70,11 @@ def mean_score(records: Sequence[RolloutRecord]) -> float | None:
     """Return the mean over graded rollouts; None if none is graded."""
     scores = [r.graded.grade.score for r in records if r.graded.grade.score is not None]
     return sum(scores) / len(scores) if scores else None
+
+
+def mean_gold(records: Sequence[RolloutRecord]) -> float | None:
+    """Return the mean of the held-out grader over what it graded; None if that is nothing."""
+    golds = [
+        r.graded.gold.score for r in records if r.graded.gold and r.graded.gold.score is not None
+    ]
+    return sum(golds) / len(golds) if golds else None

@@ -13,13 +13,16 @@ from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RolloutRecord, Split, StepMetrics
+from agentrft.core.task import Task
+from agentrft.jobs.checkpoints import deliverable
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import Project
-from agentrft.jobs.reinforcement import TaskSets, reinforce, serving
+from agentrft.jobs.reinforcement import reinforce, serving
 from agentrft.jobs.serving import ServedModel, first_step, served_model
 from agentrft.jobs.supervised import demonstration_samples, imitate
+from agentrft.jobs.validation import task_sets
 from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
 from agentrft.store.codec import load_config
 from agentrft.store.home import Home
@@ -35,7 +38,7 @@ class Improvement:
     folder: Path
     """Where report.html and report.json lie."""
     checkpoint: Checkpoint
-    """The last weights."""
+    """The weights to deliver: the best by the held-out grader, else the last."""
 
 
 async def improve(job: Job, project: Project) -> Improvement:
@@ -70,7 +73,7 @@ async def measure(job: Job, project: Project, split: Split, checkpoint: Path | N
     stage = BASE if checkpoint is None else "checkpoint"
     measurement = Measurement(stage=stage, split=split, seed=job.run.seed)
     with served_model(project, job.home, trained=checkpoint is not None) as model:
-        records = await evaluation(job, model, measurement, checkpoint)
+        records = await evaluation(job, model, project.tasks(split), measurement, checkpoint)
     stages = [StageResult(name=stage, records=records)]
     return reported(job, project.config, stages, split=split)
 
@@ -82,7 +85,8 @@ async def holdout_stage(
     child = job.child(f"{stage} measured", Method.EVALUATION)
     measurement = Measurement(stage=stage, split="holdout", seed=job.run.seed)
     path = Path(checkpoint.path) if checkpoint else None
-    records = await evaluation(child, model, measurement, path)
+    tasks = model.project.tasks("holdout")
+    records = await evaluation(child, model, tasks, measurement, path)
     if checkpoint is None:
         return StageResult(name=stage, records=records)
     training = job.child(stage, Method.REINFORCEMENT if stage == TUNED else Method.SUPERVISED)
@@ -94,11 +98,14 @@ async def holdout_stage(
 
 
 async def evaluation(
-    job: Job, model: ServedModel, measurement: Measurement, checkpoint: Path | None
+    job: Job,
+    model: ServedModel,
+    tasks: Sequence[Task],
+    measurement: Measurement,
+    checkpoint: Path | None,
 ) -> list[RolloutRecord]:
-    """Measure the base model, or a checkpoint as it lies on disk, on a whole split."""
+    """Measure the base model, or a checkpoint as it lies on disk, on all tasks of a split."""
     methods = model.project.config.methods
-    tasks = model.project.tasks(measurement.split)
     if job.is_done:
         records = stored_records(job, measurement)
     else:
@@ -132,13 +139,10 @@ async def reinforcement(job: Job, model: ServedModel, start: Path | None) -> Che
     """Reinforce from a checkpoint, or from the base model without one."""
     config = model.project.config.methods.reinforcement
     if job.is_done:
-        return job.checkpoint()
+        return deliverable(job)
     async with job.running():
         trainer = model.resumed_trainer(job, config.trainer, "policy_gradient", start)
-        tasks = TaskSets(
-            train=model.project.tasks("train"),
-            validation=model.project.tasks("validation") if config.validation_interval else (),
-        )
+        tasks = task_sets(model.project)
         return await reinforce(
             job,
             model.setup(),

@@ -16,6 +16,7 @@ from agentrft.core.task import Demonstration, Task, ToolSpec
 from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
 from agentrft.graders.reward_terms import with_terms
+from agentrft.graders.second_model import second_opinion
 from agentrft.jobs.project_code import ProjectCode
 from agentrft.rollout.environment import python_environment, tool_specs
 from agentrft.rollout.episode import Renderer, RolloutSetup, visible_tools
@@ -38,6 +39,8 @@ class Project:
     """Tools of the project as a whole; none if every row brings its own."""
     gold_grader: Grader | None = None
     """Held out: watched, never in the gradient, and without reward terms."""
+    second_grader: Grader | None = None
+    """The project's grader with another model behind it; watched likewise."""
     numbered_rows: bool = False
     """Whether rows are named by their line, see `read_tasks`."""
 
@@ -138,6 +141,9 @@ def assembled(folder: Path, config: ProjectConfig, backends: OpenBackends) -> Pr
         grader=with_terms(build_grader(config.grader, backends=reached), config.reward),
         gold_grader=build_grader(config.gold_grader, "gold_grader", backends=reached)
         if config.gold_grader
+        else None,
+        second_grader=build_grader(second_opinion(config.grader, second), backends=reached)
+        if (second := config.methods.reinforcement.monitors.second_model)
         else None,
         tools=specs,
     )

@@ -1,45 +1,34 @@
 """Reinforcement fine-tuning: roll out, grade, step, publish, prove, repeat."""
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from agentrft.core.config import EvaluationConfig, ReinforcementConfig
+from agentrft.core.config import ReinforcementConfig
 from agentrft.core.errors import AgentRFTError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Trainer
 from agentrft.core.run import RolloutRecord, StepMetrics
 from agentrft.core.seeds import derive_seed
-from agentrft.core.task import Task
-from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
+from agentrft.jobs.canaries import canary_tasks, reference_texts
+from agentrft.jobs.checkpoints import CheckpointKeeper, Retention, deliverable
 from agentrft.jobs.context import Job, Stopped
-from agentrft.jobs.evaluation import Measurement, evaluate, stored_records, stored_summaries
-from agentrft.jobs.following import Follower, StepResult, ValidationLines, mean_score
+from agentrft.jobs.evaluation import Measurement, stored_records
+from agentrft.jobs.following import Follower, StepResult, ValidationLines
+from agentrft.jobs.monitoring import MonitorAlarmError, Monitoring
 from agentrft.jobs.publication import Publisher, refuse_other_versions
 from agentrft.jobs.serving import ServedModel
 from agentrft.jobs.supervised import shuffled_batch
+from agentrft.jobs.validation import STAGE, Clock, TaskSets, Validation, scores_of
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.rollout.group import Collected, collect
 from agentrft.training.credit import centred
 
-STAGE = "reinforcement"
-
 
 class StormError(AgentRFTError):
     """Too many rollouts are lost to infrastructure; the run stops instead of learning from the rest."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSets:
-    """What reinforcement reads: it learns from `train` and watches `validation`."""
-
-    train: Sequence[Task]
-    validation: Sequence[Task] = ()
-    validation_samples: int = 1
-    """Rollouts per validation task."""
 
 
 async def reinforce(
@@ -54,20 +43,21 @@ async def reinforce(
     retention: Retention | None = None,
     follower: Follower | None = None,
 ) -> Checkpoint:
-    """Train the policy on graded rollouts from `first_step` on and return the last checkpoint.
+    """Train the policy on graded rollouts from `first_step` on and return the checkpoint to deliver.
 
     Raises IdentityError if the sampler does not serve the trainer's weights, StormError after
-    `max_storm_steps` steps in a row that lost half their groups to infrastructure.
+    `max_storm_steps` steps in a row that lost half their groups to infrastructure, MonitorAlarmError
+    if a monitor acts and may pause the run.
     """
     follower = follower or ValidationLines(job)
-    validation = Validation(job, tasks, config, concurrency)
+    validation, monitoring = _watched(job, setup, tasks, config, concurrency)
     keeper = CheckpointKeeper(
         job,
         trainer,
         interval=config.checkpoint_interval,
         first_step=first_step,
         last_step=config.steps,
-        retention=retention or Retention(),
+        retention=_retention(retention or Retention(), tasks),
         follower=follower,
         scores=validation.scores(),
     )
@@ -75,16 +65,22 @@ async def reinforce(
     setup, _ = await published(setup, publisher, trainer)
     storms = 0
 
-    async def close(result: StepResult) -> None:
+    async def close(result: StepResult, *, told: bool) -> None:
         result = await validation.after(result, setup)
         if result.validation is not None:
-            keeper.validated(result.step, mean_score(result.validation))
-        follower.stepped(result)
+            keeper.validated(result.step, scores_of(result.validation))
+        if not told:
+            follower.stepped(result)
+        monitoring.after(result)
 
     with job.progress.phase("reinforcement: steps", config.steps - first_step) as phase:
-        async with keeper.snapshot_on(Stopped, StormError):
-            if validation.is_unfinished(first_step) or not follower.has_told(first_step):
-                await close(stored_step(job, first_step))
+        async with keeper.snapshot_on(Stopped, StormError, MonitorAlarmError):
+            if first_step == 0:
+                await validation.before_training(setup)
+            monitoring.recall(first_step)
+            if first_step > 0:
+                told = follower.has_told(first_step) and not validation.is_unfinished(first_step)
+                await close(stored_step(job, first_step), told=told)
             for step in range(first_step, config.steps):
                 batch = shuffled_batch(tasks.train, step, config.tasks_per_step, job.run.seed)
                 clock = Clock()
@@ -102,6 +98,7 @@ async def reinforce(
                 clock.mark("rollout")
                 storms = _count_storm(job, collected, config, storms, step + 1)
                 refuse_other_versions(collected.groups, setup.policy.version)
+                collected = monitoring.screen(collected)
                 samples = [
                     sample
                     for group in collected.groups
@@ -114,10 +111,41 @@ async def reinforce(
                 metrics = {**trained, **rollout_metrics(collected), **identity, **clock.seconds}
                 result = _commit(job, step + 1, collected, metrics)
                 keeper.committed(step + 1, setup.policy.version, metrics)
-                await close(result)
+                await close(result, told=False)
                 await keeper.after_step()
                 phase.advance()
-    return job.checkpoint()
+    return _delivered(job)
+
+
+def _watched(
+    job: Job, setup: RolloutSetup, tasks: TaskSets, config: ReinforcementConfig, concurrency: int
+) -> tuple[Validation, Monitoring]:
+    canaries = canary_tasks(
+        tasks.train,
+        tasks.grader,
+        setup.open_environment,
+        share=config.monitors.canary_share,
+        seed=job.run.seed,
+    )
+    validation = Validation(job, tasks, config, canaries=canaries, concurrency=concurrency)
+    references = reference_texts((*tasks.train, *tasks.validation), tasks.grader)
+    return validation, Monitoring(job, config.monitors, validation, references=references)
+
+
+def _retention(retention: Retention, tasks: TaskSets) -> Retention:
+    """Keep the best checkpoint if a held-out grader tells which it is: it is the run's result."""
+    return replace(retention, best=max(1, retention.best)) if tasks.gold_grader else retention
+
+
+def _delivered(job: Job) -> Checkpoint:
+    checkpoint = deliverable(job)
+    if checkpoint.gold_score is not None:
+        job.note_result(
+            delivered_step=checkpoint.step,
+            gold_score=checkpoint.gold_score,
+            validation_score=checkpoint.metrics.get("validation_score"),
+        )
+    return checkpoint
 
 
 async def published(
@@ -191,62 +219,6 @@ def _commit(job: Job, step: int, collected: Collected, metrics: Mapping[str, flo
     return StepResult(step=step, metrics=metrics, train=rollouts)
 
 
-class Validation:
-    """Looks at the validation tasks every `validation_interval` steps and after the last."""
-
-    def __init__(
-        self, job: Job, tasks: TaskSets, config: ReinforcementConfig, concurrency: int
-    ) -> None:
-        self._job, self._config, self._concurrency = job, config, concurrency
-        count = config.validation_tasks or len(tasks.validation)
-        self._tasks = tasks.validation[:count] if config.validation_interval else ()
-        self._evaluation = EvaluationConfig(
-            samples_per_task=tasks.validation_samples, temperature=config.temperature
-        )
-
-    def scores(self) -> dict[int, float]:
-        """Return mean scores of the steps whose validation is stored whole."""
-        found: dict[int, list[float | None]] = {}
-        for summary in stored_summaries(self._job, STAGE, "validation"):
-            found.setdefault(summary.step, []).append(summary.score)
-        means: dict[int, float] = {}
-        for step, values in found.items():
-            scores = [score for score in values if score is not None]
-            if scores and len(values) >= self._rollouts:
-                means[step] = sum(scores) / len(scores)
-        return means
-
-    def is_unfinished(self, step: int) -> bool:
-        """Whether this step was stored but its validation is not whole."""
-        stored = stored_summaries(self._job, STAGE, "validation")
-        found = sum(summary.step == step for summary in stored)
-        return self._is_due(step) and found < self._rollouts
-
-    @property
-    def _rollouts(self) -> int:
-        return len(self._tasks) * self._evaluation.samples_per_task
-
-    async def after(self, result: StepResult, setup: RolloutSetup) -> StepResult:
-        """Validate if it is time and return the result with what came out."""
-        if not self._is_due(result.step):
-            return result
-        clock = Clock()
-        records = await evaluate(
-            self._job,
-            setup,
-            self._tasks,
-            self._evaluation,
-            Measurement(stage=STAGE, split="validation", step=result.step, seed=self._job.run.seed),
-            concurrency=self._concurrency,
-        )
-        clock.mark("validation")
-        return replace(result, metrics={**result.metrics, **clock.seconds}, validation=records)
-
-    def _is_due(self, step: int) -> bool:
-        interval, last = self._config.validation_interval, self._config.steps
-        return bool(self._tasks) and step > 0 and (step % interval == 0 or step == last)
-
-
 def stored_step(job: Job, step: int) -> StepResult:
     """Read a step's result back, without its validation."""
     metrics = next(found for found in job.read_all(StepMetrics) if found.step == step)
@@ -262,9 +234,11 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
         for group in (*collected.groups, *collected.lost_groups)
         for graded in (*group.graded, *group.dropped)
     ]
+    screened = sum(bool(graded.screened) for graded in everyone)
     metrics = {
         "rollouts": float(len(survivors)),
-        "rollouts_dropped": float(len(everyone) - len(survivors)),
+        "rollouts_dropped": float(len(everyone) - len(survivors) - screened),
+        "rollouts_screened": float(screened),
         "groups": float(len(collected.groups)),
         "groups_lost": float(len(collected.lost_groups)),
         "groups_without_spread": float(sum(not group.has_spread for group in collected.groups)),
@@ -288,17 +262,3 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
         ],
     }
     return metrics | {name: sum(values) / len(values) for name, values in per_rollout.items()}
-
-
-class Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.seconds: dict[str, float] = {}
-
-    def mark(self, phase: str) -> None:
-        """End a phase here."""
-        now = time.monotonic()
-        self.seconds[f"seconds/{phase}"] = now - self._last
-        self._last = now

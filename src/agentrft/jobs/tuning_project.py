@@ -45,6 +45,8 @@ def tuning_project(
     method, limits = job.method, resolved.limits
     open_environment: OpenEnvironment = DeclaredTools
     grader: Grader = FixedGrader({})
+    gold_grader: Grader | None = None
+    declared: Mapping[str, Any] = {}
     if isinstance(method, ReinforcementMethod):
         if method.tools:
             open_environment = http_environment(
@@ -53,7 +55,11 @@ def tuning_project(
         else:
             # Nobody answers the calls, so they are the last thing to be graded.
             limits = replace(limits, max_turns=1)
+        declared = method.grader
         grader = build_grader(restored(method.grader, "grader", secrets), backends=backends)
+        if method.gold_grader:
+            gold = restored(method.gold_grader, "gold_grader", secrets)
+            gold_grader = build_grader(gold, "gold_grader", backends=backends)
         if method.response_format is not None:
             grader = AnswerFormat(grader, method.response_format["schema"])
     training = str(files.training)
@@ -69,11 +75,13 @@ def tuning_project(
                 demonstrations="" if isinstance(method, ReinforcementMethod) else training,
             ),
             limits=limits,
+            grader=dict(declared),
             methods=resolved.methods,
         ),
         spec=AgentSpec(limits=limits),
         open_environment=open_environment,
         grader=grader,
+        gold_grader=gold_grader,
         tools=(),
         numbered_rows=True,
     )

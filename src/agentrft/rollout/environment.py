@@ -26,7 +26,16 @@ from agentrft.rollout.tools import (
     unknown_tool,
 )
 
-_RESERVED = ("tool_specs", "call_tool", "close", "grade", "run_function", "run_grade", "teardown")
+_RESERVED = (
+    "tool_specs",
+    "call_tool",
+    "close",
+    "corrupted",
+    "grade",
+    "run_function",
+    "run_grade",
+    "teardown",
+)
 
 
 class _ClassBody(dict[str, Any]):
@@ -91,6 +100,14 @@ class Environment(metaclass=_EnvironmentType):
             f"{type(self).__name__} has no grade; write `def grade(self, trajectory) -> float` "
             "or set a grader in the project"
         )
+
+    @classmethod
+    def corrupted(cls, task: Task, other: Task) -> Task | None:
+        """Override it: the task with what is expected of another, so that no honest rollout scores.
+
+        Monitors of a training roll such canary tasks out; None says that this pair makes none.
+        """
+        return None
 
     def teardown(self) -> None:
         """Override it to free what the instance holds; runs on the thread of `__init__`."""

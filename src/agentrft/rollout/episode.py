@@ -113,6 +113,10 @@ class RolloutSetup:
     renderer: Renderer
     open_environment: OpenEnvironment
     grader: Grader
+    gold_grader: Grader | None = None
+    """Held out: its grade is recorded beside the grader's."""
+    second_grader: Grader | None = None
+    """The grader with another model behind it; recorded likewise."""
 
 
 async def run_episode(
@@ -132,8 +136,14 @@ async def run_episode(
         except _FaultError as fault:
             stop_reason, failure = StopReason.FAILED, fault.failure
         trajectory = episode.trajectory(stop_reason, failure)
-        grade = await grade_rollout(setup.grader, task, trajectory, environment)
-        return GradedTrajectory(trajectory=trajectory, grade=grade)
+        graded = (task, trajectory, environment)
+        gold, second = setup.gold_grader, setup.second_grader
+        return GradedTrajectory(
+            trajectory=trajectory,
+            grade=await grade_rollout(setup.grader, *graded),
+            gold=await grade_rollout(gold, *graded) if gold else None,
+            second=await grade_rollout(second, *graded) if second else None,
+        )
     finally:
         if environment is not None:
             await _close(environment, episode.id)

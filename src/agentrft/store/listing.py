@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 from agentrft.core.grade import Outcome
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Store
-from agentrft.core.run import Event, Record, RolloutRecord, Run, Split, StepMetrics
+from agentrft.core.run import Event, Record, RolloutRecord, RolloutSplit, Run, StepMetrics
 from agentrft.core.trajectory import StopReason
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class TrajectorySummary:
     record_id: int
     step: int
     stage: str
-    split: Split
+    split: RolloutSplit
     task_id: str
     family: str
     score: float | None
@@ -74,7 +74,7 @@ class RunStore(Store, Protocol):
         run_id: str,
         *,
         stage: str | None = None,
-        split: Split | None = None,
+        split: RolloutSplit | None = None,
         after: int = 0,
         limit: int = 100,
     ) -> Listing[TrajectorySummary]:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Page
-from agentrft.core.run import Event, Record, RolloutRecord, Run, Split, StepMetrics
+from agentrft.core.run import Event, Record, RolloutRecord, RolloutSplit, Run, StepMetrics
 from agentrft.store.errors import no_run, no_trajectory, second_result
 from agentrft.store.listing import Listing, TrajectorySummary, kind_of, summary_of
 
@@ -93,7 +93,7 @@ class MemoryStore:
         run_id: str,
         *,
         stage: str | None = None,
-        split: Split | None = None,
+        split: RolloutSplit | None = None,
         after: int = 0,
         limit: int = 100,
     ) -> Listing[TrajectorySummary]:

@@ -13,7 +13,7 @@ from agentrft.core.grade import Outcome
 from agentrft.core.job import Lease
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Page
-from agentrft.core.run import Event, Record, RolloutRecord, Run, Split, StepMetrics
+from agentrft.core.run import Event, Record, RolloutRecord, RolloutSplit, Run, StepMetrics
 from agentrft.core.trajectory import StopReason
 from agentrft.store import schema
 from agentrft.store.codec import from_json, to_json
@@ -150,7 +150,7 @@ class SqlStore:
         run_id: str,
         *,
         stage: str | None = None,
-        split: Split | None = None,
+        split: RolloutSplit | None = None,
         after: int = 0,
         limit: int = 100,
     ) -> Listing[TrajectorySummary]:
