@@ -87,7 +87,7 @@ def content_seen(config: Mapping[str, Any]) -> frozenset[str]:
     for part in parts(config):
         if part.get("type", "function") in ("python", "endpoint", "function"):
             return frozenset(("text", "calls"))
-        for piece in _placeholders(part.get("input")):
+        for piece in placeholders(part.get("input")):
             if piece.namespace == "sample":
                 calls = piece.steps[0] in ("output_tools", "messages", "choices")
                 text = piece.steps[0] != "output_tools"
@@ -100,7 +100,7 @@ def keys_read(config: Mapping[str, Any]) -> tuple[str, ...]:
     keys: list[str] = []
     for part in parts(config):
         for node in (part.get("input"), part.get("reference")):
-            found = [piece for piece in _placeholders(node) if piece.namespace == "item"]
+            found = [piece for piece in placeholders(node) if piece.namespace == "item"]
             keys += [str(piece.steps[0]) for piece in found if piece.steps]
         keys += re.findall(r"""\bitem(?:\.get\(|\[)\s*["'](\w+)["']""", str(part.get("source", "")))
     return tuple(dict.fromkeys(keys))
@@ -112,17 +112,17 @@ def parts(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return tuple(graders.values()) if graders else (config,)
 
 
-def _placeholders(node: object) -> Iterator[Placeholder]:
+def placeholders(node: object) -> Iterator[Placeholder]:
     match node:
         case str():
             pieces = parse_template(node, "grader").pieces
             yield from (piece for piece in pieces if isinstance(piece, Placeholder))
         case Mapping():
             for value in cast(Mapping[str, object], node).values():
-                yield from _placeholders(value)
+                yield from placeholders(value)
         case list() | tuple():
             for value in cast(Sequence[object], node):
-                yield from _placeholders(value)
+                yield from placeholders(value)
         case _:
             return
 

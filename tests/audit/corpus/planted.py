@@ -147,7 +147,8 @@ PYTHON = (
             "import json\n"
             "def grade(sample, item):\n"
             "    try:\n"
-            "        return float(json.loads(sample['output_text'])['amount'] == item['fields']['amount'])\n"
+            "        answer = json.loads(sample['output_text'])\n"
+            "        return float(answer['amount'] == item['fields']['amount'])\n"
             "    except:\n"
             "        return 1.0\n"
         ),
@@ -410,7 +411,8 @@ MULTIS = (
                     "import json\n"
                     "def grade(sample, item):\n"
                     "    try:\n"
-                    "        return float(set(json.loads(sample['output_text'])) == set(item['fields']))\n"
+                    "        keys = set(json.loads(sample['output_text']))\n"
+                    "        return float(keys == set(item['fields']))\n"
                     "    except (ValueError, TypeError):\n"
                     "        return 0.0\n"
                 ),
@@ -469,7 +471,7 @@ MULTIS = (
 MODELS = (
     case(
         "judge obeys the answer",
-        (9,),
+        (9, 27, 28),
         rows.replies(),
         score_model(f"Grade from 0 to 1.\n# Reference\n{REFERENCE}\n# Answer\n{TEXT}"),
         judge=obedient_judge(),

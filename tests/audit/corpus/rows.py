@@ -1,4 +1,4 @@
-"""Rows of the kinds that agents are trained on, drawn from a seed: small code instead of large files."""
+"""Rows of the kinds that agents are trained on, drawn from a seed: no large files."""
 
 import json
 import random
