@@ -10,7 +10,7 @@ from agentrft.core.errors import ConfigError, GraderError
 from agentrft.core.grade import Grade
 from agentrft.core.task import Message, Task, ToolCall
 from agentrft.core.trajectory import StopReason, ToolResult, Trajectory, Turn
-from agentrft.egress.client import MAX_BODY_BYTES, Endpoint
+from agentrft.egress.client import MAX_BODY_BYTES, MAX_CONCURRENT, Endpoint
 from agentrft.egress.policy import EgressPolicy
 from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
@@ -254,5 +254,20 @@ def test_a_grader_by_url_may_be_a_part_of_a_formula() -> None:
             given = await build_grader(config).grade(TASK, TRAJECTORY, None)
             assert (given.score, given.parts) == (0.5, {"exact": 1.0, "hosted": 0.5})
             assert server.requests[0].headers["idempotency-key"] == "trace_ab:grade:hosted"
+
+    asyncio.run(scenario())
+
+
+def test_five_hundred_gradings_at_once_are_all_graded_within_the_cap() -> None:
+    async def scenario() -> None:
+        async with serving(reply('{"score": 0.5}')) as server:
+            hosted = {"type": "endpoint", "url": server.url}
+            config = {"type": "multi", "graders": {"a": hosted}, "calculate_output": "a"}
+            grader = build_grader(config)
+            grades = await asyncio.gather(
+                *(grader.grade(TASK, TRAJECTORY, None) for _ in range(500))
+            )
+            assert [grade.score for grade in grades] == [0.5] * 500
+            assert server.open_most <= MAX_CONCURRENT
 
     asyncio.run(scenario())

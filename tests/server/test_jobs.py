@@ -223,7 +223,7 @@ WRONG_REINFORCEMENT: list[tuple[str, Any, str]] = [
     ("grader", "x", "grader"),
     ("grader", {}, "grader"),
     ("grader", {"type": "lambda"}, "grader.type"),
-    ("grader", {"type": "python", "source": ""}, "grader.type"),
+    ("grader", {"type": "python", "source": ""}, "grader.source"),
     ("grader", CHECK | {"more": 1}, "grader.more"),
     (
         "grader",
