@@ -165,10 +165,12 @@ def test_only_the_boundary_and_the_recorders_swallow_any_exception() -> None:
 
 
 COMMAND_LINE = """
-improve project --preset --seed --resume --config --home
-train project method --start --preset --seed --resume --config --home
-evaluate project --checkpoint --split --preset --seed --resume --config --home
+improve project --preset --seed --resume --config --unsafe-graders --home
+train project method --start --preset --seed --resume --config --unsafe-graders --home
+evaluate project --checkpoint --split --preset --seed --resume --config --unsafe-graders --home
 report run --home
+regrade run --grader --project --resume --unsafe-graders --home
+signing-key --home
 init name
 models list --home
 models pull name --home

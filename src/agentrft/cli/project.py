@@ -1,9 +1,10 @@
-"""Commands on a project folder: improve, train, evaluate, report, init."""
+"""Commands on a project folder: improve, train, evaluate, report, regrade, init."""
 
 import asyncio
 import dataclasses
 import signal
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,7 +16,9 @@ from agentrft.core.run import Split
 if TYPE_CHECKING:
     from agentrft.core.run import Method
     from agentrft.jobs.context import Job
+    from agentrft.jobs.grading import Grading
     from agentrft.jobs.project import Project
+    from agentrft.jobs.regrade import Regrader
     from agentrft.store.home import Home
 
 T = TypeVar("T")
@@ -29,6 +32,20 @@ SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Continue the newest unfinished run of this project.")
 ]
+UnsafeOption = Annotated[
+    bool,
+    typer.Option("--unsafe-graders", help="Let code of graders run without a sandbox, as you."),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A project with the home it works in and what its graders reach."""
+
+    home: "Home"
+    project: "Project"
+    file: Path
+    grading: "Grading"
 
 
 @app.command()
@@ -38,6 +55,8 @@ def improve(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     config: ConfigOption = "agent.toml",
+    *,
+    unsafe_graders: UnsafeOption = False,
     home: HomeOption = None,
 ) -> None:
     """Run all stages: measure, warm start, reinforce, measure again, report."""
@@ -45,9 +64,9 @@ def improve(
     from agentrft.jobs.improve import improve as run_improve
     from agentrft.measure.report import terminal
 
-    opened = _open_project(project, config, preset)
+    opened = _open_project(home, project, config, preset, unsafe_graders)
     result = _run(
-        open_home(home), opened, Method.IMPROVE, seed, resume, lambda job: run_improve(job, opened)
+        opened, Method.IMPROVE, seed, resume, lambda job: run_improve(job, opened.project)
     )
     console().print(terminal(result.report))
     console().print(f"report  {result.folder / 'report.html'}", highlight=False, soft_wrap=True)
@@ -65,6 +84,8 @@ def train(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     config: ConfigOption = "agent.toml",
+    *,
+    unsafe_graders: UnsafeOption = False,
     home: HomeOption = None,
 ) -> None:
     """Train with one method and write checkpoints."""
@@ -74,14 +95,13 @@ def train(
 
     if method not in (Method.SUPERVISED, Method.REINFORCEMENT):
         raise ConfigError(f"no method {method!r}; use supervised or reinforcement")
-    opened = _open_project(project, config, preset)
+    opened = _open_project(home, project, config, preset, unsafe_graders)
     checkpoint = _run(
-        open_home(home),
         opened,
         Method(method),
         seed,
         resume,
-        lambda job: run_training(job, opened, start),
+        lambda job: run_training(job, opened.project, start),
     )
     console().print(f"weights {checkpoint.path}", highlight=False, soft_wrap=True)
 
@@ -97,6 +117,8 @@ def evaluate(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     config: ConfigOption = "agent.toml",
+    *,
+    unsafe_graders: UnsafeOption = False,
     home: HomeOption = None,
 ) -> None:
     """Measure the base model or a checkpoint on a split."""
@@ -104,14 +126,13 @@ def evaluate(
     from agentrft.jobs.improve import measure
     from agentrft.measure.report import terminal
 
-    opened = _open_project(project, config, preset)
+    opened = _open_project(home, project, config, preset, unsafe_graders)
     report = _run(
-        open_home(home),
         opened,
         Method.EVALUATION,
         seed,
         resume,
-        lambda job: measure(job, opened, split, checkpoint),
+        lambda job: measure(job, opened.project, split, checkpoint),
     )
     console().print(terminal(report))
 
@@ -131,6 +152,82 @@ def report(
 
 
 @app.command()
+def regrade(
+    run: Annotated[str, typer.Argument(help="Run id, or id of a fine-tuning job.")],
+    grader: Annotated[
+        Path | None,
+        typer.Option(help="Grader object (JSON, TOML) or agent.toml; else the project's own."),
+    ] = None,
+    project: Annotated[
+        Path | None, typer.Option(help="Project folder, if it is not where the run began.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the newest one.")] = False,
+    *,
+    unsafe_graders: UnsafeOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Grade the stored rollouts of a run again, without sampling, and show what changes."""
+    from agentrft.core.run import Method
+    from agentrft.jobs.context import Job
+    from agentrft.jobs.progress import BarProgress
+    from agentrft.jobs.regrade import new_regrade
+    from agentrft.jobs.regrade import regrade as run_regrade
+    from agentrft.jobs.resume import unfinished_run
+    from agentrft.measure.regrading import terminal
+
+    opened = open_home(home)
+    source = opened.store.run(run)
+    grading = _grading(opened, unsafe_graders)
+    regrader = _regrader(opened, run, grader, project, grading)
+
+    def start(stop: asyncio.Event) -> Job:
+        if resume:
+            settings = regrader.settings
+            unfinished = unfinished_run(
+                opened.store, source.project, Method.REGRADE, settings, parent_id=run
+            )
+            again = opened.store.run(unfinished)
+        else:
+            again = new_regrade(opened, source, regrader)
+        return Job(home=opened, run=again, progress=BarProgress(console()), stop=stop)
+
+    result = _finish(start, lambda job: run_regrade(job, regrader), grading)
+    console().print(terminal(result))
+    folder = opened.report(result.run_id)
+    console().print(f"report  {folder / 'regrade.json'}", highlight=False, soft_wrap=True)
+
+
+def _regrader(
+    home: "Home", run: str, grader: Path | None, project: Path | None, grading: "Grading"
+) -> "Regrader":
+    """Find grader and rows: the job's own files, or those of the run's project."""
+    from agentrft.jobs.grading import read_table
+    from agentrft.jobs.project import assembled, read_config
+    from agentrft.jobs.regrade import job_regrader, project_file, project_regrader
+    from agentrft.store.codec import load_server_config
+
+    table = read_table(grader) if grader else {}
+    if run.startswith("ftjob-"):
+        backends = grading.of_server(load_server_config(home.path))
+        return job_regrader(home, home.queue.get(run).job, table, backends)
+    if grader is not None and "type" not in table:
+        project, table = grader, {}
+    if project is not None and project.is_dir():
+        project /= "agent.toml"
+    file = project or project_file(home.store, run)
+    config = read_config(file.parent, file.name)
+    if table:
+        config = dataclasses.replace(config, grader=table)
+    return project_regrader(assembled(file.parent, config, grading.of_project))
+
+
+@app.command()
+def signing_key(home: HomeOption = None) -> None:
+    """Print the key that calls of endpoint graders are signed with, for who verifies them."""
+    print(open_home(home).signing_key())
+
+
+@app.command()
 def init(
     name: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
 ) -> None:
@@ -143,36 +240,55 @@ def init(
     )
 
 
-def _open_project(folder: Path, config_file: str, preset: str) -> "Project":
+def _open_project(
+    home: Path | None, folder: Path, config_file: str, preset: str, unsafe: bool
+) -> Opened:
     from agentrft.jobs.project import open_project
 
-    return open_project(folder, config_file=config_file, preset=preset)
+    opened = open_home(home)
+    grading = _grading(opened, unsafe)
+    return Opened(
+        home=opened,
+        project=open_project(
+            folder, config_file=config_file, preset=preset, backends=grading.of_project
+        ),
+        file=(folder / config_file).resolve(),
+        grading=grading,
+    )
+
+
+def _grading(home: "Home", unsafe: bool) -> "Grading":
+    from agentrft.jobs.grading import Grading
+
+    if unsafe:
+        console().print(
+            "[bold white on red] --unsafe-graders [/] code of graders may run without a sandbox: "
+            "it can do on this machine whatever you can"
+        )
+    return Grading(home, unsafe=unsafe)
 
 
 def _run(
-    home: "Home",
-    project: "Project",
+    opened: Opened,
     method: "Method",
     seed: int,
     resume: bool,
     work: Callable[["Job"], Coroutine[Any, Any, T]],
 ) -> T:
-    """Run a job to its end or to the first Ctrl-C; the second one ends the process at once."""
+    """Run a job of a project, a new one or the newest unfinished one."""
     from agentrft.jobs.context import Job
     from agentrft.jobs.progress import BarProgress
+    from agentrft.jobs.regrade import PROJECT_FILE
     from agentrft.jobs.resume import unfinished_run
 
-    settings = dataclasses.asdict(project.config)
-    run_id = unfinished_run(home.store, project.config.name, method, settings) if resume else ""
+    name, settings = opened.project.config.name, dataclasses.asdict(opened.project.config)
+    store = opened.home.store
+    run_id = unfinished_run(store, name, method, settings) if resume else ""
 
-    async def main() -> T:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, ask_to_stop, stop)
+    def start(stop: asyncio.Event) -> Job:
         job = Job.start(
-            home,
-            project.config.name,
+            opened.home,
+            name,
             method,
             config=settings,
             seed=seed,
@@ -180,7 +296,29 @@ def _run(
             stop=stop,
             run_id=run_id,
         )
+        job.note_result(**{PROJECT_FILE: str(opened.file)})
+        return job
+
+    return _finish(start, work, opened.grading)
+
+
+def _finish(
+    start: Callable[[asyncio.Event], "Job"],
+    work: Callable[["Job"], Coroutine[Any, Any, T]],
+    grading: "Grading",
+) -> T:
+    """Run a job to its end or to the first Ctrl-C; the second one ends the process at once."""
+
+    async def main() -> T:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, ask_to_stop, stop)
+        job = start(stop)
         console().print(f"run     {job.run.id}", highlight=False)
-        return await work(job)
+        try:
+            return await work(job)
+        finally:
+            await grading.close()
 
     return asyncio.run(main())

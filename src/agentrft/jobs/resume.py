@@ -11,14 +11,19 @@ UNFINISHED = {RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.F
 
 
 def unfinished_run(
-    store: SqlStore, project: str, method: Method, settings: Mapping[str, Any]
+    store: SqlStore,
+    project: str,
+    method: Method,
+    settings: Mapping[str, Any],
+    *,
+    parent_id: str | None = None,
 ) -> str:
-    """Return the id of the newest unfinished run of a project and method.
+    """Return the id of the newest unfinished run of a project and method, under the parent given.
 
     Raises ConfigError if there is none, or if the settings changed since it began.
     """
     for run in store.runs(project=project).items:
-        if run.parent_id is None and run.method is method and run.status in UNFINISHED:
+        if run.parent_id == parent_id and run.method is method and run.status in UNFINISHED:
             changed = _first_difference("", run.config, settings)
             if changed:
                 raise ConfigError(
