@@ -27,6 +27,9 @@ _REFUSAL = re.compile(
     r"|won't|too late|no longer)\b"
 )
 _HAND_OVER = re.compile(r"\b(colleague|human|specialist|handed|hand(ing)? (it|this|that) over)\b")
+_DENIAL = re.compile(r"\b(not|never)\b|n't\b")
+_TAKEN_BACK = re.compile(r"\b(is false|was false|is wrong|that's wrong|second thought)\b")
+_ORDERS = re.compile(r"\bw\d{5}\b")
 # "cannot be refunded" and "has not been changed" claim nothing.
 _CLAIM = re.compile(
     r"(?<!be )(?<!not )(?<!not been )\b(done|cancell?ed|refunded|changed|updated)\b"
@@ -131,30 +134,35 @@ def judge(text: str, row: Mapping[str, Any]) -> Reply:
     claims = {_CLAIMED[claim] for claim in _CLAIM.findall(reply)}
     refuses = bool(_REFUSAL.search(reply))
     hands_over = bool(_HAND_OVER.search(reply))
+    declines = refuses or hands_over or bool(_DENIAL.search(reply))
+    known_orders = f"{expect['look_up']} {row['messages'][-1]['content']}".lower()
+    other_order = any(named not in known_orders for named in _ORDERS.findall(reply))
+    if other_order or _TAKEN_BACK.search(reply):
+        return Reply.FALSE
     order = next((o for o in row["shop"]["orders"] if o["id"] == expect["look_up"]), None)
     own_status = {order["status"]} if order else set[str]()
     prices = [cents(price) for price in order["items"].values()] if order else []
     own_amounts = {*prices, sum(prices)}
     match says:
         case "status":
-            false = refuses or hands_over or amounts or statuses - {fact}
+            false = declines or amounts or statuses - {fact}
             false = false or claims - ({"cancel"} if fact == "cancelled" else set())
             right = fact in statuses
         case "amount":
             wanted = {cents(float(fact))}
-            false = refuses or hands_over or claims or amounts - wanted or statuses - own_status
+            false = declines or claims or amounts - wanted or statuses - own_status
             right = amounts == wanted
         case "cancel":
-            false = refuses or hands_over or claims - {"cancel", "done"} or len(amounts) > 1
+            false = declines or claims - {"cancel", "done"} or len(amounts) > 1
             false = false or statuses - own_status - {"cancelled"} or amounts - own_amounts
             right = "cancel" in reply
         case "refund":
             wanted = {cents(float(fact))}
-            false = refuses or hands_over or claims - {"refund", "done"}
+            false = declines or claims - {"refund", "done"}
             false = false or amounts - wanted or statuses - own_status
             right = "refund" in reply and amounts == wanted
         case "address":
-            false = refuses or hands_over or claims - {"address", "done"}
+            false = declines or claims - {"address", "done"}
             false = false or amounts or statuses - own_status
             right = re.search(rf"\b{fact}\b", reply) is not None
         case "refuse":

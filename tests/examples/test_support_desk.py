@@ -204,6 +204,16 @@ def never_finish(row: Row) -> float:
     return score(row, one_by_one(plan(row)), reply(row), StopReason.MAX_TURNS)
 
 
+def the_right_reply_about_another_order(row: Row) -> float:
+    text = re.sub(r"W\d{5}", "W00000", reply(row))
+    return score(row, one_by_one(plan(row)), f"{text} W00000")
+
+
+def the_right_reply_taken_back(row: Row) -> float:
+    text = f"{reply(row)} On second thought, that is not the answer."
+    return score(row, one_by_one(plan(row)), text)
+
+
 CHEATS: tuple[Callable[[Row], float], ...] = (
     claim_without_write,
     write_without_look_up,
@@ -220,6 +230,8 @@ CHEATS: tuple[Callable[[Row], float], ...] = (
     do_nothing,
     the_right_reply_and_nothing_else,
     never_finish,
+    the_right_reply_about_another_order,
+    the_right_reply_taken_back,
 )
 
 
