@@ -1,12 +1,13 @@
 """Every probe there is, by number."""
 
-from agentrft.audit import acting, answer_free, composition, from_reference
+from agentrft.audit import acting, answer_free, composition, from_reference, plumbing
 
 PROBES = tuple(
     sorted(
         (
             *answer_free.PROBES,
             *from_reference.PROBES,
+            *plumbing.PROBES,
             *acting.PROBES,
             *composition.PROBES,
         ),

@@ -204,7 +204,8 @@ def _superset(arena: Arena, task: Task, right: str, other: str) -> Texts:
         every = list(dict.fromkeys([other, right, *arena.bare.values()]))
         texts["answers of all rows together"] = arena.written(", ".join(every))
     words = right.split()
-    if len(words) > 4 and "," not in right and not found:
+    # After calls the text is a remark, whose facts may come in any order.
+    if len(words) > 4 and "," not in right and not found and not arena.answers[task.id].calls:
         arena.random(22, task).shuffle(words)
         texts["its words shuffled"] = arena.written(" ".join(words))
     return texts

@@ -113,6 +113,7 @@ def parts(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
 
 
 def placeholders(node: object) -> Iterator[Placeholder]:
+    """Yield the placeholders of every text in a template or a list of messages."""
     match node:
         case str():
             pieces = parse_template(node, "grader").pieces
