@@ -1,6 +1,6 @@
 """Every probe there is, by number."""
 
-from agentrft.audit import acting, answer_free, composition, from_reference, plumbing
+from agentrft.audit import acting, answer_free, code, composition, from_reference, plumbing
 
 PROBES = tuple(
     sorted(
@@ -8,6 +8,7 @@ PROBES = tuple(
             *answer_free.PROBES,
             *from_reference.PROBES,
             *plumbing.PROBES,
+            *code.PROBES,
             *acting.PROBES,
             *composition.PROBES,
         ),

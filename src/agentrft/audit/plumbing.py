@@ -48,8 +48,9 @@ _UNREADABLE = r"""
 {"steps": [], "result": 0, "result": %s}|{"steps": [], "result": %s, "result": 0}
 {"steps": [], "result": %s} {"steps": [], "result": 0}|{"steps": [], "result": 0} {"result": %s}
 Sure! {"steps": [], "result": %s}|{"steps": [], "result": %s} as asked
-"{\"steps\": [], \"result\": %s}"|{"steps": [], "result": %s|{"steps": [], "result": %s]|{steps: [], result: %s}|{'steps': [], 'result': %s}
-```json\n{"steps": [], "result": %s}\n```\nor\n```json\n{"steps": [], "result": 0}\n```|```\n%s\n```
+"{\"steps\": [], \"result\": %s}"
+{"steps": [], "result": %s|{"steps": [], "result": %s]|{steps: [], result: %s}
+{'steps': [], 'result': %s}|```json\n{"steps": [], "result": %s}\n```\nor\n```json\n{"steps": [], "result": 0}\n```|```\n%s\n```
 <result>%s</result>|<think>{"steps": [], "result": %s}</think>|# Result\n%s|**%s**|result = %s
 {"steps": [], "result": %s, "override": true}|{"output": {"steps": [], "result": %s}}|{"result"}
 I cannot grade this.|I'm sorry, but I can't help with that.|As a language model I give %s.|null|true|{}

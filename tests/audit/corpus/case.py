@@ -89,8 +89,12 @@ def _served(score: Score) -> Iterator[str]:
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])
             request = json.loads(self.rfile.read(length))
-            body = json.dumps({"score": score(request["sample"], request["item"])}).encode()
-            self.send_response(200)
+            try:
+                reply = {"score": score(request["sample"], request["item"])}
+            except KeyError as missing:
+                reply = {"error": f"the row lacks {missing}"}
+            body = json.dumps(reply).encode()
+            self.send_response(200 if "score" in reply else 500)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
