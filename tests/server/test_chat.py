@@ -282,6 +282,32 @@ def test_one_tool_can_be_forced(live: Live, script: Script) -> None:
     assert not script.asked.parallel_tool_calls
 
 
+STATUS = {"type": "object", "properties": {"status": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("form", "schema"),
+    [
+        ({"type": "json_object"}, {"type": "object"}),
+        (
+            {
+                "type": "json_schema",
+                "json_schema": {"name": "status", "strict": True, "schema": STATUS},
+            },
+            STATUS,
+        ),
+        ({"type": "text"}, None),
+    ],
+)
+def test_an_answer_is_forced_into_the_form_that_was_asked_for(
+    live: Live, script: Script, form: dict[str, Any], schema: dict[str, Any] | None
+) -> None:
+    assert sent(live, response_format=form).status_code == 200
+    assert script.asked.schema == schema
+    tools = {"tools": [GET_ORDER], "tool_choice": "none"}
+    assert sent(live, response_format=form, **tools).status_code == 200
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -305,8 +331,15 @@ def test_parameters_that_ask_for_nothing_special_are_accepted(
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"presence_penalty": -1}, "presence_penalty"),
         ({"logit_bias": {"50256": -100}}, "logit_bias"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_object"}, "tools": [GET_ORDER]},
+            "response_format",
+        ),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
         ({"store": True}, "store"),

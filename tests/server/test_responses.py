@@ -255,6 +255,31 @@ def test_one_tool_can_be_forced(live: Live, script: Script) -> None:
     assert (reply["tool_choice"], reply["parallel_tool_calls"]) == (choice, False)
 
 
+STATUS = {"type": "object", "properties": {"status": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("form", "schema"),
+    [
+        ({"type": "json_object"}, {"type": "object"}),
+        (
+            {"type": "json_schema", "name": "status", "schema": STATUS, "strict": True},
+            STATUS,
+        ),
+        ({"type": "text"}, None),
+    ],
+)
+def test_an_answer_is_forced_into_the_form_that_was_asked_for(
+    live: Live, script: Script, form: dict[str, Any], schema: dict[str, Any] | None
+) -> None:
+    reply = sent(live, text={"format": form})
+    assert script.asked.schema == schema
+    shown = Response.model_validate_json(reply.content, strict=True).text
+    assert shown is not None
+    assert shown.format is not None
+    assert form.items() <= shown.format.model_dump(by_alias=True).items()
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -263,7 +288,8 @@ def test_one_tool_can_be_forced(live: Live, script: Script) -> None:
         ({"store": True}, "store"),
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_object"}}, "tools": [GET_ORDER]}, "text.format"),
+        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
         ({"include": ["web_search_call.results"]}, "include[0]"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tool_choice": "required"}, "tool_choice"),

@@ -56,6 +56,8 @@ class ChatRequest:
     """The answer ends before the first of these."""
     top_logprobs: int | None = None
     """How many likely alternatives to report for each token; None reports no logprobs at all."""
+    schema: Mapping[str, Any] | None = None
+    """JSON schema that the answer is forced into; then there are no tool calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ writes is either a readable call, plain text or a parse failure; nothing it writ
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -77,6 +78,14 @@ class ChatRenderer:
         """Whether a call is a turn that is a JSON object, with nothing around it to tell it by."""
         self.marks = (*tokenizer.control_ids, *(t for t in TAGS if t not in tokenizer.control_ids))
         """Strings after which, in a completion, text may be anything but content."""
+
+    def tokenizer_json(self) -> str:
+        """Return the tokenizer, for whoever must know what each token spells."""
+        return self._tokenizer.as_json()
+
+    def as_text(self) -> "ChatRenderer":
+        """Return a renderer that reads completions as text alone: no calls, no reasoning."""
+        return _TextRenderer(self._tokenizer, self._renderer)
 
     def start(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> tuple[int, ...]:
         """Return prompt ids that end where the assistant begins to write.
@@ -299,6 +308,27 @@ class ChatRenderer:
         if isinstance(value, list | tuple):
             return [self._escaped(part) for part in cast(Sequence[Any], value)]
         return value
+
+
+class _TextRenderer(ChatRenderer):
+    """For completions whose form is forced, where nothing is to be told apart."""
+
+    def __init__(self, tokenizer: ChatTokenizer, renderer: "Renderer") -> None:
+        super().__init__(tokenizer, renderer)
+        self.marks = ()
+
+    def parse(
+        self,
+        completion_ids: Sequence[int],
+        tools: Sequence[ToolSpec],
+        prompt_ids: Sequence[int] = (),
+        *,
+        first_call: int = 0,
+    ) -> ParsedTurn:
+        """Read everything up to the stop token as content."""
+        del tools, prompt_ids, first_call
+        written = takewhile(lambda token: token not in self.stop_token_ids, completion_ids)
+        return ParsedTurn(message=Message(role="assistant", content=self.decode(list(written))))
 
 
 def _arguments_opening(schema: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from agentrft.inference.chat import (
 )
 from agentrft.inference.embedded.checkpoint import read_checkpoint
 from agentrft.inference.embedded.engine import EmbeddedEngine, SampledToken
+from agentrft.inference.embedded.grammar import Grammars
 from agentrft.inference.models import check_memory, resolve
 from agentrft.inference.renderer import ChatRenderer, load_renderer
 
@@ -55,15 +56,25 @@ class ServedModel:
     engine: EmbeddedEngine
     renderer: ChatRenderer
     context_tokens: int
+    grammars: Grammars
 
     async def answer(self, request: ChatRequest) -> AsyncGenerator[ChatDelta | ChatEnd, None]:
         """Answer piece by piece. Raises UserError for what the model cannot do."""
         tools = () if request.tool_choice == "none" else request.tools
-        prompt_ids = self.renderer.start(request.messages, tools)
+        renderer, grammar = self.renderer, None
+        if request.schema is not None:
+            if tools:
+                raise UserError(
+                    "an answer forced into a JSON schema cannot call tools; leave one of them out, or "
+                    "say tool_choice 'none'"
+                )
+            renderer = renderer.as_text()
+            grammar = await asyncio.to_thread(self.grammars.of, request.schema)
+        prompt_ids = renderer.start(request.messages, tools)
         forced_ids = await self.forced(request, tools, prompt_ids)
         one_call = isinstance(request.tool_choice, ToolName) or not request.parallel_tool_calls
         assembler = TurnAssembler(
-            self.renderer,
+            renderer,
             prompt_ids,
             tools,
             forced_ids=forced_ids,
@@ -74,7 +85,8 @@ class ServedModel:
         sample = self._sample(request, (*prompt_ids, *forced_ids))
         sampled_tokens = cached_tokens = 0
         reason = FinishReason.STOP
-        async with aclosing(self.engine.stream(sample, top_logprobs=request.top_logprobs)) as drawn:
+        stream = self.engine.stream(sample, top_logprobs=request.top_logprobs, grammar=grammar)
+        async with aclosing(stream) as drawn:
             async for piece in drawn:
                 if isinstance(piece, Completion):
                     reason = piece.finish_reason
@@ -190,7 +202,10 @@ async def open_model(
     except BaseException:
         await asyncio.to_thread(engine.close)
         raise
-    return ServedModel(engine=engine, renderer=renderer, context_tokens=context_tokens)
+    grammars = Grammars(renderer.tokenizer_json, engine.vocabulary, renderer.stop_token_ids)
+    return ServedModel(
+        engine=engine, renderer=renderer, context_tokens=context_tokens, grammars=grammars
+    )
 
 
 async def _prove(

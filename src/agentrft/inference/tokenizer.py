@@ -97,6 +97,10 @@ class ChatTokenizer:
         """Return the text of ids, control tokens included unless skipped."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
+    def as_json(self) -> str:
+        """Return the tokenizer in the form of `tokenizer.json`, every control token special."""
+        return self._tokenizer.to_str()
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for; a character may need several tokens."""
         token = self._tokenizer.id_to_token(token_id) or ""

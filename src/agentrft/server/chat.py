@@ -145,6 +145,19 @@ def tool_choice(
     return choice or "auto"
 
 
+def answer_form(
+    schema: Mapping[str, Any] | None, tools: Sequence[ToolSpec], choice: object, path: str
+) -> Mapping[str, Any] | None:
+    """Return the schema. Raises ApiError 400 where the model may call tools instead."""
+    if schema is not None and tools and choice != "none":
+        raise bad_request(
+            f"{path}: an answer forced into a form cannot call tools here; leave tools out, or say "
+            "tool_choice 'none'.",
+            path,
+        )
+    return schema
+
+
 def together(chat: Chat, requests: Sequence[ChatRequest]) -> Pieces:
     """Answer requests at the same time; each piece comes with its request's index."""
     arrived: asyncio.Queue[tuple[int, ChatDelta | ChatEnd] | None] = asyncio.Queue()
@@ -253,6 +266,9 @@ def _chat_request(body: wire.ChatCompletionBody, model: CalledModel) -> ChatRequ
         seed=body.seed,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        schema=answer_form(
+            wire.answer_schema(body.response_format), tools, choice, "response_format"
+        ),
     )
 
 

@@ -23,6 +23,8 @@ from agentrft.server.wire import Body, Metadata, Reply
 MAX_CHOICES = 16
 MAX_STOPS = 4
 MAX_TOP_LOGPROBS = 20
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
+"""Schema of `json_object`."""
 
 FunctionToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]+$", max_length=128)]
 Stop = Annotated[str, Field(min_length=1)]
@@ -197,6 +199,34 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[Any, Only("streams are not padded", (False,))] = None
 
 
+class PlainFormat(Body):
+    """An answer in whatever words."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Body):
+    """An answer that is a JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(Body):
+    """What an answer must look like. It is forced into the schema, `strict` or not."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$", max_length=64)]
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class SchemaFormat(Body):
+    """An answer that fits a JSON schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
 class ChatCompletionBody(Body):
     """The body of a chat completion request."""
 
@@ -237,7 +267,9 @@ class ChatCompletionBody(Body):
     prompt_cache_key: str | None = None
     """Accepted as a hint: prompts are always cached."""
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
-    response_format: Annotated[Any, Only("answers are plain text", ({"type": "text"},))] = None
+    response_format: (
+        Annotated[PlainFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] | None
+    ) = None
     store: Annotated[Any, Only("nothing is stored on this server", (False,))] = None
     frequency_penalty: Annotated[Any, Only("there are no penalties", (0,))] = None
     presence_penalty: Annotated[Any, Only("there are no penalties", (0,))] = None
@@ -407,6 +439,17 @@ def tool_specs(tools: Sequence[FunctionTool]) -> tuple[ToolSpec, ...]:
         )
         for tool in tools
     )
+
+
+def answer_schema(form: PlainFormat | ObjectFormat | SchemaFormat | None) -> dict[str, Any] | None:
+    """Return the JSON schema that the answer is forced into, if any."""
+    match form:
+        case ObjectFormat():
+            return ANY_OBJECT
+        case SchemaFormat():
+            return form.json_schema.schema_
+        case _:
+            return None
 
 
 def core_message(message: ChatMessage) -> Message:

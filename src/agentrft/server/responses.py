@@ -30,6 +30,7 @@ from agentrft.server.chat import (
     EVENT_STREAM,
     CalledModel,
     Pieces,
+    answer_form,
     begin,
     called_model,
     conversation,
@@ -92,6 +93,7 @@ def _chat_request(body: wire.ResponseBody, model: CalledModel) -> ChatRequest:
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         top_logprobs=(body.top_logprobs or 0) if shown or body.top_logprobs is not None else None,
+        schema=answer_form(wire.answer_form(body.text)[0], tools, choice, "text.format"),
     )
 
 
@@ -252,7 +254,9 @@ class _Answer:
         )
 
     def _event(self, type: str, **fields: object) -> str:
-        event = _EVENT.dump_json({"type": type, "sequence_number": self._number, **fields})
+        event = _EVENT.dump_json(
+            {"type": type, "sequence_number": self._number, **fields}, by_alias=True
+        )
         self._number += 1
         return f"event: {type}\ndata: {event.decode()}\n\n"
 
@@ -268,6 +272,7 @@ def _echo(body: wire.ResponseBody, model: CalledModel, asked: ChatRequest) -> di
         "prompt_cache_key": body.prompt_cache_key,
         "safety_identifier": body.safety_identifier,
         "temperature": asked.temperature,
+        "text": wire.answer_form(body.text)[1],
         "tool_choice": wire.ChoiceReply(name=choice.name)
         if isinstance(choice, ToolName)
         else choice,

@@ -10,10 +10,14 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from agentrft.core.task import Message, ToolCall, ToolSpec
 from agentrft.server.chat_wire import (
+    ANY_OBJECT,
     MAX_TOP_LOGPROBS,
     Effort,
     FunctionToolName,
+    JsonSchema,
+    ObjectFormat,
     Only,
+    PlainFormat,
     TokenLogprobs,
     ToolMode,
     list_or_text,
@@ -147,10 +151,18 @@ class ReasoningOptions(Body):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class TextOptions(Body):
-    """What the text should look like: plain."""
+class SchemaFormat(JsonSchema):
+    """An answer that fits a JSON schema."""
 
-    format: Annotated[Any, Only("answers are plain text", ({"type": "text"},))] = None
+    type: Literal["json_schema"]
+
+
+class TextOptions(Body):
+    """What the text should look like."""
+
+    format: (
+        Annotated[PlainFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] | None
+    ) = None
     verbosity: Annotated[Any, Only("ask for it in the messages", ("medium",))] = None
 
 
@@ -288,15 +300,31 @@ class Incomplete(Reply):
 
 
 class PlainText(Reply):
-    """The format of the answer."""
+    """The answer is text."""
 
     type: Literal["text"] = "text"
+
+
+class ObjectText(Reply):
+    """The answer is a JSON object."""
+
+    type: Literal["json_object"] = "json_object"
+
+
+class SchemaText(Reply):
+    """The answer fits a JSON schema; `strict` says what is done, not what was asked."""
+
+    type: Literal["json_schema"] = "json_schema"
+    name: str
+    description: str | None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: Literal[True] = True
 
 
 class TextSettings(Reply):
     """How the text was asked for."""
 
-    format: PlainText = PlainText()
+    format: PlainText | ObjectText | SchemaText
     verbosity: Literal["medium"] = "medium"
 
 
@@ -338,7 +366,7 @@ class ResponseReply(Reply):
     service_tier: Literal["default"] = "default"
     store: Literal[False] = False
     temperature: float
-    text: TextSettings = TextSettings()
+    text: TextSettings
     tool_choice: ToolMode | ChoiceReply
     tools: list[ToolReply]
     top_logprobs: int
@@ -359,6 +387,18 @@ def tool_specs(tools: Sequence[FunctionTool]) -> tuple[ToolSpec, ...]:
         )
         for tool in tools
     )
+
+
+def answer_form(text: TextOptions | None) -> tuple[dict[str, Any] | None, TextSettings]:
+    """Return the JSON schema that the answer is forced into, if any, and what the reply says of it."""
+    match None if text is None else text.format:
+        case ObjectFormat():
+            return ANY_OBJECT, TextSettings(format=ObjectText())
+        case SchemaFormat() as form:
+            shown = SchemaText(name=form.name, description=form.description, schema=form.schema_)
+            return form.schema_, TextSettings(format=shown)
+        case _:
+            return None, TextSettings(format=PlainText())
 
 
 def core_messages(items: str | Sequence[Item]) -> list[tuple[str, Message]]:

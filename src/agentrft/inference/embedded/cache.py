@@ -72,6 +72,10 @@ class Chunk:
         return self.stop - self.start
 
     @property
+    def guesses(self) -> list[int]:
+        return self.row.ids[self.stop - self.drafts : self.stop].tolist()
+
+    @property
     def ends(self) -> bool:
         """Whether the row's known tokens end here, so that the next can be drawn."""
         return self.stop - self.drafts == self.row.length

@@ -30,6 +30,7 @@ from agentrft.inference.embedded.backend import Backend, FusedBackend
 from agentrft.inference.embedded.cache import Chunk, Row
 from agentrft.inference.embedded.device import choose_threads
 from agentrft.inference.embedded.drafts import Drafts, Seen, contexts
+from agentrft.inference.embedded.grammar import Grammar, where_allowed
 from agentrft.inference.embedded.sampling import Likely, draw, likely, uniform
 from agentrft.inference.embedded.shape import FAMILIES, read_config
 
@@ -141,6 +142,7 @@ class _Call:
     feed: _Feed | None = None
     """The reply again, if it wants every token."""
     top_logprobs: int | None = None
+    grammar: Grammar | None = None
     row: Row | None = None
     cached_tokens: int = -1
     first_version: int = -1
@@ -216,17 +218,27 @@ class EmbeddedEngine:
         self._post(self._call(request, reply))
         return await reply.wait()
 
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        return self._backend.vocabulary
+
     async def stream(
-        self, request: SampleRequest, *, top_logprobs: int | None = None
+        self,
+        request: SampleRequest,
+        *,
+        top_logprobs: int | None = None,
+        grammar: Grammar | None = None,
     ) -> AsyncGenerator[SampledToken | Completion, None]:
         """Draw as `sample` does and give out every token at once; the last item is the completion.
 
-        With `top_logprobs`, tokens carry the model's own logprobs and that many alternatives.
-        Closing the iterator cancels the request.
+        With `top_logprobs`, tokens carry the model's own logprobs and that many alternatives. With
+        `grammar`, tokens are drawn among those it allows, and their logprobs say so. Closing the
+        iterator cancels the request.
         """
         feed = _Feed()
         call = self._call(request, feed)
-        call.feed, call.top_logprobs = feed, top_logprobs
+        call.feed, call.top_logprobs, call.grammar = feed, top_logprobs, grammar
         self._post(call)
         async with aclosing(feed.pieces()) as pieces:
             async for piece in pieces:
@@ -395,8 +407,9 @@ class EmbeddedEngine:
             if not ended:
                 return []
             ready = [(calls[c.row.index], i) for c in ended for i in range(c.drafts + 1)]
+            forms = [(calls[c.row.index].grammar, c.guesses) for c in ended]
             tokens, logprobs = draw(
-                logits_SV,
+                where_allowed(logits_SV, forms),
                 temperatures=[call.request.temperature for call, _ in ready],
                 top_ps=[call.request.top_p for call, _ in ready],
                 uniforms=[uniform(call.request.seed, call.sampled + i) for call, i in ready],
@@ -474,7 +487,7 @@ class EmbeddedEngine:
     def _accept(self, call: _Call, drawn: _Drawn) -> int:
         """Take drawn tokens up to the first that its guess missed; return how many it hit."""
         chunk, row = drawn.chunk, drawn.chunk.row
-        guesses = row.ids[row.length : row.length + chunk.drafts].tolist()
+        guesses = chunk.guesses
         for i, (token, logprob) in enumerate(zip(drawn.tokens, drawn.logprobs, strict=True)):
             if i and guesses[i - 1] != drawn.tokens[i - 1]:
                 return i - 1
@@ -497,6 +510,12 @@ class EmbeddedEngine:
     def _append(self, call: _Call, row: Row, token: int, logprob: float) -> None:
         if call.first_version < 0:
             call.first_version = self._version
+        if call.grammar is not None:
+            call.grammar.take(token)
+            if reason := call.grammar.failed:
+                self._leave(call)
+                call.reply.fail(SamplerError(f"the answer's JSON schema is too much: {reason}"))
+                return
         call.ids.append(token)
         call.logprobs.append(logprob)
         self._sampled += 1
