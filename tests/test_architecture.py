@@ -178,6 +178,9 @@ init name
 models list --home
 models pull name --home
 models info name --home
+images list --home
+images install tag --home
+doctor --home
 runs list --project --home
 runs show run --home
 serve --host --port --workers --home

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from agentrft.cli import audit, home, project, serve, tenants
+from agentrft.cli import audit, home, machine, project, serve, tenants
 from agentrft.cli.terminal import INTERRUPTED
 
 app = typer.Typer(
@@ -20,10 +20,12 @@ app = typer.Typer(
 app.add_typer(project.app)
 app.add_typer(audit.app)
 app.add_typer(serve.app)
+app.add_typer(machine.app)
 app.add_typer(tenants.jobs_app, name="jobs")
 app.add_typer(tenants.token_app, name="token")
 app.add_typer(tenants.webhooks_app, name="webhooks")
 app.add_typer(home.models_app, name="models")
+app.add_typer(machine.images_app, name="images")
 app.add_typer(home.runs_app, name="runs")
 
 

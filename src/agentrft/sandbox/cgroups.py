@@ -97,7 +97,7 @@ def _kill_all(folder: Path) -> None:
 
 @cache
 def find_root() -> CgroupRoot:
-    """Return where this process may make groups with memory and pids; raises OSError with the reason."""
+    """Return where this process may make groups for memory and pids; raises OSError if nowhere."""
     mounts = _mounts()
     own = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     first = [

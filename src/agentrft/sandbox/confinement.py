@@ -150,7 +150,7 @@ def boxed(plan: Plan, packages: tuple[str, ...], disk_bytes: int, control: int) 
 
 def _mounts(places: Mapping[str, str]) -> Iterator[str]:
     """Yield options that put each path to its place, and the system's to where it is."""
-    links = [path for path in SYSTEM if os.path.islink(path)]
+    links = [path for path in SYSTEM if Path(path).is_symlink()]
     same = [path for path in (*SYSTEM, sys.base_prefix) if path not in links]
     places = {path: path for path in same if not path.startswith("/usr/")} | dict(places)
     # bubblewrap makes missing parents for its own user only, and the worker becomes another.
@@ -158,7 +158,7 @@ def _mounts(places: Mapping[str, str]) -> Iterator[str]:
     for folder in sorted(parents - {Path("/")}):
         yield from ("--perms", "0755", "--dir", str(folder))
     for path in links:
-        yield from ("--symlink", os.readlink(path), path)
+        yield from ("--symlink", str(Path(path).readlink()), path)
     for path, place in places.items():
         yield from ("--ro-bind-try", path, place)
     for path in DEVICES:

@@ -20,6 +20,7 @@ import struct
 import sys
 import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 HEADER = struct.Struct(">c16sI")
@@ -76,6 +77,7 @@ def answer(descriptor: int, nonce: bytes, **fields: Any) -> None:
 
 
 def fault(kind: str, detail: str) -> bytes:
+    """Return the answer that says why there is no value."""
     return json.dumps({"fault": kind, "detail": detail[:DETAIL_CHARACTERS]}).encode()
 
 
@@ -152,9 +154,9 @@ def limit(settings: dict[str, Any]) -> None:
     }
     if processes:
         limits[resource.RLIMIT_NPROC] = processes
-    for kind, most in limits.items():
+    for kind, wanted in limits.items():
         _, hard = resource.getrlimit(kind)
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(kind, (most, most))
 
 
@@ -228,7 +230,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
         target = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    if not os.path.isdir(path):
+    if not Path(path).is_dir():
         rights &= _ON_FILES
     rule = struct.pack("=Qi", rights, target)
     failed = LIBC.syscall(_ADD_RULE, ruleset, 1, rule, 0) != 0
@@ -342,14 +344,11 @@ def _silence() -> None:
 
 def _execute(settings: dict[str, Any]) -> NoReturn:
     for name, content in settings["files"].items():
-        folder = os.path.dirname(name)
-        if folder:
-            os.makedirs(folder, exist_ok=True)
-        with open(name, "wb") as file:
-            file.write(base64.b64decode(content))
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(base64.b64decode(content))
     os.closerange(3, 1 << 10)
     try:
-        os.execvpe(settings["argv"][0], settings["argv"], dict(os.environ))
+        os.execvp(settings["argv"][0], settings["argv"])  # noqa: S606 - it has been confined
     except OSError as error:
         os.write(2, f"{settings['argv'][0]}: {error.strerror}\n".encode())
     os._exit(127)
@@ -433,13 +432,12 @@ def _call(
 def _empty(folder: str) -> bool:
     """Remove what a call left in its folder; say whether nothing is left."""
     os.chdir(folder)
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                os.unlink(entry.path)
-    return not os.listdir(folder)
+    for entry in Path(folder).iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink()
+    return not any(Path(folder).iterdir())
 
 
 def described(error: BaseException, when: str) -> dict[str, Any]:

@@ -165,8 +165,11 @@ def _without_namespaces() -> tuple[Plan, dict[str, Layer]]:
             seen = _look(plan)
         except SandboxError as error:
             name, _, reason = str(error).partition(": ")
-            without = {"own uid": {"own_uid": False}, "seccomp": {"seccomp": b""}}
-            without["landlock"] = {"landlock": 0, "level": Level.L0}
+            without: dict[str, dict[str, Any]] = {
+                "own uid": {"own_uid": False},
+                "seccomp": {"seccomp": b""},
+            }
+            without["landlock"] = {"landlock": 0, "level": Level.L0}  # signals reach outside then
             if name in missing or name not in without:
                 missing.setdefault("rlimits", str(error))
                 break

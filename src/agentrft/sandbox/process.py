@@ -227,7 +227,7 @@ def _tasks_of_user() -> int:
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if process.name.isdigit() and process.stat().st_uid == uid:
-                count += len(os.listdir(process / "task"))
+                count += len(list((process / "task").iterdir()))
     return count
 
 

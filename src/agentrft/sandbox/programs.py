@@ -8,6 +8,7 @@ import selectors
 import signal
 import tempfile
 import time
+from pathlib import Path
 
 from agentrft.core.protocols import Function, Program, ProgramResult
 from agentrft.sandbox.confinement import Plan
@@ -32,7 +33,7 @@ def run_program(plan: Plan, program: Program, packages: tuple[str, ...]) -> Prog
     with tempfile.TemporaryFile() as file:
         file.write(program.stdin)
         file.flush()
-        with open(f"/proc/self/fd/{file.fileno()}", "rb") as stdin:
+        with Path(f"/proc/self/fd/{file.fileno()}").open("rb") as stdin:  # to read only
             process = ConfinedProcess(plan, limits, packages, stdin=stdin)
     try:
         _begin(process, program)

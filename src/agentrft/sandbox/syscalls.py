@@ -1,4 +1,4 @@
-"""Which system calls nobody trusted may make, compiled once to a filter that needs no library inside."""
+"""Which system calls are refused inside, compiled to a filter that needs no library there."""
 
 import errno
 import tempfile

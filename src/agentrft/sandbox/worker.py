@@ -204,7 +204,7 @@ def _parsed(text: bytes) -> Outcome:
     try:
         fields = json.loads(text, parse_constant=_refuse)
         if not _is_plain(fields, LARGEST_NESTING):
-            raise ValueError("the value is nested too deep or not finite")
+            return None, FunctionFault.RESULT, "the value is nested too deep or not finite"
         if set(fields) == {"value"}:
             return fields["value"], None, ""
         return (
