@@ -168,9 +168,10 @@ def test_only_the_boundary_and_the_recorders_swallow_any_exception() -> None:
 
 
 COMMAND_LINE = """
-improve project --preset --seed --resume --config --unsafe-graders --home
-train project method --start --preset --seed --resume --config --unsafe-graders --home
+improve project --preset --seed --resume --config --unsafe-graders --allow-audit-findings --home
+train project method --start --preset --seed --resume --config --unsafe-graders --allow-audit-findings --home
 evaluate project --checkpoint --split --preset --seed --resume --config --unsafe-graders --home
+audit project --grader --data --rows --seed --probe --task --reference --model --call-tools --fix --json --unsafe-graders --config --home
 report run --home
 regrade run --grader --project --resume --unsafe-graders --home
 signing-key --home

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 ParentOption = Annotated[int, typer.Option(hidden=True, help="Process to end with.")]
+SocketOption = Annotated[
+    Path | None, typer.Option(hidden=True, help="Instead of the one in the home folder.")
+]
 
 
 @app.command()
@@ -120,7 +124,9 @@ def worker(
 
 
 @app.command(hidden=True)
-def chat_process(home: HomeOption = None, parent: ParentOption = 0) -> None:
+def chat_process(
+    home: HomeOption = None, parent: ParentOption = 0, socket: SocketOption = None
+) -> None:
     """Answer chats for the server, over a socket in the home folder."""
     from agentrft.core.config import EngineConfig
     from agentrft.inference.service import serve_chat
@@ -130,7 +136,7 @@ def chat_process(home: HomeOption = None, parent: ParentOption = 0) -> None:
     config = load_server_config(opened.path)
     _end_with_parent(parent)
     serve_chat(
-        opened.path / "chat.sock",
+        socket or opened.path / "chat.sock",
         opened.models,
         EngineConfig(max_sequences=config.chats),
         max_loaded=config.loaded_models,

@@ -3,10 +3,13 @@
 Nothing is started here: a sandbox or a model begins with the first grader that asks for it.
 """
 
+import asyncio
 import json
+import os
+import sys
 import tomllib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +18,8 @@ from agentrft.core.errors import ConfigError
 from agentrft.core.protocols import Function, FunctionResult, Program, ProgramResult
 from agentrft.egress.policy import EgressPolicy
 from agentrft.graders.backends import Backends
+from agentrft.graders.remote_model import RemoteEmbedder, grader_models
+from agentrft.inference.own_model import OwnModels
 from agentrft.store.home import Home
 
 if TYPE_CHECKING:
@@ -24,10 +29,17 @@ if TYPE_CHECKING:
 class Grading:
     """Makes backends for projects and servers of a home; whoever made them closes them."""
 
-    def __init__(self, home: Home, *, unsafe: bool = False) -> None:
-        """With `unsafe`, code of graders may run without any sandbox where there is none."""
+    def __init__(self, home: Home, *, unsafe: bool = False, served: bool = False) -> None:
+        """With `unsafe`, code of graders may run without any sandbox where there is none.
+
+        With `served`, a server of this home answers for its own models; else a process that does is
+        started when a grader asks one.
+        """
         self._home, self._unsafe = home, unsafe
         self._sandboxes: list[DeferredSandbox] = []
+        self._own_models = OwnModels(
+            home.path / "chat.sock", None if served else self._chat_process
+        )
 
     def of_project(self, config: ProjectConfig) -> Backends:
         """Return the backends of a project's graders.
@@ -36,7 +48,7 @@ class Grading:
         """
         backends = self._backends(config, EgressPolicy())
         if "python" in grader_types(config.grader) | grader_types(config.gold_grader):
-            self._sandboxes[-1].opened  # noqa: B018 - refuse before any work
+            self._sandboxes[-1].open()  # refuses now what it would refuse amid the work
         return backends
 
     def of_server(self, config: ServerConfig, *, own_ports: Collection[int] = ()) -> Backends:
@@ -52,44 +64,62 @@ class Grading:
         """Stop whatever was started."""
         for sandbox in self._sandboxes:
             await sandbox.close()
+        await asyncio.to_thread(self._own_models.close)
 
     def _backends(self, config: ProjectConfig | ServerConfig, policy: EgressPolicy) -> Backends:
-        sandbox = DeferredSandbox(
-            partial(_open_sandbox, config.sandbox, self._home.images, unsafe=self._unsafe)
-        )
+        sandbox = DeferredSandbox(config.sandbox, self._home.images, unsafe=self._unsafe)
         self._sandboxes.append(sandbox)
-        return Backends(policy=policy, sandbox=sandbox, signing_key=self._home.signing_key())
+        embedding = config.embedding_model
+        return Backends(
+            policy=policy,
+            sandbox=sandbox,
+            models=grader_models(config.grader_models, policy=policy, own=self._own_models),
+            embedder=RemoteEmbedder(embedding, policy=policy) if embedding else None,
+            signing_key=self._home.signing_key(),
+        )
+
+    def _chat_process(self, socket: Path) -> Sequence[str]:
+        """Return the command of a process that serves grader models where no server does."""
+        start = [sys.executable, "-m", "agentrft", "chat-process"]
+        parent, home = str(os.getpid()), str(self._home.path)
+        return [*start, "--home", home, "--parent", parent, "--socket", str(socket)]
 
 
 class DeferredSandbox:
-    """Opens the sandbox behind it when it is first used: looking for the strongest level takes time."""
+    """Opens the sandbox behind it when it is first used: looking for the strongest level takes time.
 
-    def __init__(self, open_it: Callable[[], "LocalSandbox"]) -> None:
-        self._open = open_it
+    Calls get the limits of the config.
+    """
 
-    @cached_property
-    def opened(self) -> "LocalSandbox":
-        """Raises ConfigError if the level asked for is not to be had."""
-        return self._open()
+    def __init__(self, config: SandboxConfig, images: Path, *, unsafe: bool) -> None:
+        self._config, self._images, self._unsafe = config, images, unsafe
+        self._opened: LocalSandbox | None = None
+
+    def open(self) -> "LocalSandbox":
+        """Return the sandbox. Raises ConfigError if the level asked for is not to be had."""
+        if self._opened is None:
+            from agentrft.sandbox.local import open_sandbox  # loads what only some systems have
+
+            self._opened = open_sandbox(self._config, images=self._images, unsafe=self._unsafe)
+        return self._opened
 
     async def run(self, program: Program) -> ProgramResult:
         """Run a program."""
-        return await self.opened.run(program)
+        return await self.open().run(program)
 
     async def call(self, function: Function, arguments: Sequence[Any]) -> FunctionResult:
         """Call a function."""
-        return await self.opened.call(function, arguments)
+        limited = replace(
+            function,
+            timeout_s=self._config.timeout_s,
+            memory_bytes=self._config.memory_bytes,
+        )
+        return await self.open().call(limited, arguments)
 
     async def close(self) -> None:
         """Close the sandbox, if it was ever opened."""
-        if "opened" in self.__dict__:
-            await self.opened.close()
-
-
-def _open_sandbox(config: SandboxConfig, images: Path, *, unsafe: bool) -> "LocalSandbox":
-    from agentrft.sandbox.local import open_sandbox  # loads what only some systems have
-
-    return open_sandbox(config, images=images, unsafe=unsafe)
+        if self._opened is not None:
+            await self._opened.close()
 
 
 def grader_types(config: Mapping[str, Any]) -> frozenset[str]:
