@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from agentrft.core.errors import GraderError
@@ -70,7 +70,8 @@ def find_answers(
         usual = asked if len(asked) == 1 else list(REFERENCE_KEYS)
     for task in tasks:
         if gold and task.id in gold:
-            found[task.id] = answer_of(gold[task.id])
+            right = answer_of(gold[task.id])
+            found[task.id] = right if "calls" in content_seen(config) else replace(right, calls=())
             continue
         if path:
             answer = _given(task.row, (path,))

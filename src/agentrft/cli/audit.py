@@ -131,11 +131,8 @@ def _subject(home: "Home", grading: "Grading", asked: _Asked) -> "tuple[Subject,
         config = replace(config, grader=given)
     if asked.data is not None:
         config = replace(config, data=replace(config.data, train=str(asked.data.resolve())))
-    backends = grading.of_project(config)
-    project = assembled(asked.project, config, lambda _: backends)
-    subject = project_subject(
-        project, backends, reference=asked.reference, call_tools=asked.call_tools
-    )
+    project = assembled(asked.project, config, grading.of_project)
+    subject = project_subject(project, reference=asked.reference, call_tools=asked.call_tools)
     return subject, config.audit
 
 

@@ -36,6 +36,10 @@ UnsafeOption = Annotated[
     bool,
     typer.Option("--unsafe-graders", help="Let code of graders run without a sandbox, as you."),
 ]
+FindingsOption = Annotated[
+    bool,
+    typer.Option("--allow-audit-findings", help="Train although the grader's audit refuses it."),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ def improve(
     config: ConfigOption = "agent.toml",
     *,
     unsafe_graders: UnsafeOption = False,
+    allow_audit_findings: FindingsOption = False,
     home: HomeOption = None,
 ) -> None:
     """Run all stages: measure, warm start, reinforce, measure again, report."""
@@ -66,7 +71,11 @@ def improve(
 
     opened = _open_project(home, project, config, preset, unsafe_graders)
     result = _run(
-        opened, Method.IMPROVE, seed, resume, lambda job: run_improve(job, opened.project)
+        opened,
+        Method.IMPROVE,
+        seed,
+        resume,
+        lambda job: run_improve(job, opened.project, allow_findings=allow_audit_findings),
     )
     console().print(terminal(result.report))
     console().print(f"report  {result.folder / 'report.html'}", highlight=False, soft_wrap=True)
@@ -86,6 +95,7 @@ def train(
     config: ConfigOption = "agent.toml",
     *,
     unsafe_graders: UnsafeOption = False,
+    allow_audit_findings: FindingsOption = False,
     home: HomeOption = None,
 ) -> None:
     """Train with one method and write checkpoints."""
@@ -101,7 +111,7 @@ def train(
         Method(method),
         seed,
         resume,
-        lambda job: run_training(job, opened.project, start),
+        lambda job: run_training(job, opened.project, start, allow_findings=allow_audit_findings),
     )
     console().print(f"weights {checkpoint.path}", highlight=False, soft_wrap=True)
 

@@ -42,7 +42,6 @@ class GraderRefusedError(UserError):
 
 def project_subject(
     project: Project,
-    backends: Backends,
     *,
     reference: str = "",
     call_tools: bool = False,
@@ -61,7 +60,7 @@ def project_subject(
         grader=project.grader,
         config=config,
         tasks=tasks,
-        backends=backends,
+        backends=project.backends,
         rollouts=rollouts,
         open_environment=project.open_environment,
         remote_tools=frozenset(remote),

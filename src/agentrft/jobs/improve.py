@@ -14,6 +14,7 @@ from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RolloutRecord, Split, StepMetrics
 from agentrft.core.task import Task
+from agentrft.jobs.audit import gate, project_subject
 from agentrft.jobs.checkpoints import deliverable
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
@@ -41,9 +42,15 @@ class Improvement:
     """The weights to deliver: the best by the held-out grader, else the last."""
 
 
-async def improve(job: Job, project: Project) -> Improvement:
-    """Run every stage that is not done yet and write the report."""
+async def improve(job: Job, project: Project, *, allow_findings: bool = False) -> Improvement:
+    """Run every stage that is not done yet and write the report.
+
+    The grader is audited first; raises GraderRefusedError unless `allow_findings`.
+    """
     async with job.running():
+        await gate(
+            job, project_subject(project), project.config.audit, allow_findings=allow_findings
+        )
         with served_model(project, job.home, trained=True) as model:
             stages = [await holdout_stage(job, model, BASE, None)]
             warm: Checkpoint | None = None
@@ -60,12 +67,17 @@ async def improve(job: Job, project: Project) -> Improvement:
     return Improvement(report=report, folder=folder, checkpoint=tuned)
 
 
-async def train(job: Job, project: Project, start: Path | None) -> Checkpoint:
-    """Train with the job's own method, from a checkpoint or from the base model."""
+async def train(
+    job: Job, project: Project, start: Path | None, *, allow_findings: bool = False
+) -> Checkpoint:
+    """Train with the job's own method, from a checkpoint or from the base model.
+
+    Before reinforcement the grader is audited, as before an improvement.
+    """
     with served_model(project, job.home, trained=True) as model:
         if job.run.method is Method.SUPERVISED:
             return await warm_start(job, model, start)
-        return await reinforcement(job, model, start)
+        return await reinforcement(job, model, start, allow_findings=allow_findings)
 
 
 async def measure(job: Job, project: Project, split: Split, checkpoint: Path | None) -> Report:
@@ -135,12 +147,18 @@ async def warm_start(job: Job, model: ServedModel, start: Path | None) -> Checkp
         return await imitate(job, trainer, samples, config, first_step=first_step(trainer))
 
 
-async def reinforcement(job: Job, model: ServedModel, start: Path | None) -> Checkpoint:
+async def reinforcement(
+    job: Job, model: ServedModel, start: Path | None, *, allow_findings: bool = False
+) -> Checkpoint:
     """Reinforce from a checkpoint, or from the base model without one."""
     config = model.project.config.methods.reinforcement
     if job.is_done:
         return deliverable(job)
     async with job.running():
+        if job.run.parent_id is None:  # an improvement was audited before its first stage
+            subject = project_subject(model.project)
+            audit = model.project.config.audit
+            await gate(job, subject, audit, allow_findings=allow_findings)
         trainer = model.resumed_trainer(job, config.trainer, "policy_gradient", start)
         tasks = task_sets(model.project)
         return await reinforce(

@@ -4,7 +4,7 @@ Reads files and imports the user's environment; knows nothing of models or train
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agentrft.core.config import ProjectConfig
@@ -41,6 +41,8 @@ class Project:
     """Held out: watched, never in the gradient, and without reward terms."""
     second_grader: Grader | None = None
     """The project's grader with another model behind it; watched likewise."""
+    backends: Backends = field(default_factory=Backends)
+    """What its graders reach."""
     numbered_rows: bool = False
     """Whether rows are named by their line, see `read_tasks`."""
 
@@ -146,6 +148,7 @@ def assembled(folder: Path, config: ProjectConfig, backends: OpenBackends) -> Pr
         if (second := config.methods.reinforcement.monitors.second_model)
         else None,
         tools=specs,
+        backends=reached,
     )
 
 
