@@ -1,9 +1,16 @@
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import ConfigError, DataError, UserError
-from agentrft.jobs.project import open_project
+from agentrft.core.grade import Grade
+from agentrft.core.task import Task
+from agentrft.core.trajectory import StopReason, Trajectory
+from agentrft.graders.backends import Backends
+from agentrft.graders.function import FunctionGrader
+from agentrft.jobs.project import Project, open_project
 from agentrft.jobs.starter import write_starter
 from agentrft.rollout.episode import visible_tools
 
@@ -130,3 +137,109 @@ def test_an_unknown_grader_type_lists_what_there_is(tmp_path: Path) -> None:
     config.write_text(config.read_text() + '[grader]\ntype = "pyton"\n')
     with pytest.raises(ConfigError, match=r"grader\.type is 'pyton'.*string_check"):
         open_project(folder)
+
+
+GRADERS = """
+from agentrft import grader
+from tools import LoanDesk
+
+@grader
+def renewed(task, trajectory):
+    return {"score": 1.0, "polite": 0.5}
+
+def plain(task, trajectory):
+    return 1.0
+"""
+
+
+def a_graded_project(folder: Path, lines: str, graders: str = GRADERS) -> Path:
+    """The starter with `graders.py` and more lines at the end of its config."""
+    a_project(folder)
+    (folder / "graders.py").write_text(graders)
+    config = folder / "agent.toml"
+    config.write_text(config.read_text() + lines)
+    return folder
+
+
+def test_a_function_of_the_project_grades(tmp_path: Path) -> None:
+    lines = '[grader]\ntype = "function"\nfunction = "graders.py:renewed"\n'
+    grader = open_project(a_graded_project(tmp_path / "p", lines)).grader
+    assert isinstance(grader, FunctionGrader)
+    assert grader.name == "renewed"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("graders.py:plain", r"grader\.function = .*@agentrft\.grader"),
+        ("graders.py:missing", r"missing is missing in .*graders\.py"),
+        ("others.py:renewed", r"others\.py does not exist"),
+        ("graders.py", "write it as `file.py:name`"),
+    ],
+)
+def test_a_function_that_cannot_grade_is_named(
+    tmp_path: Path, reference: str, message: str
+) -> None:
+    lines = f'[grader]\ntype = "function"\nfunction = "{reference}"\n'
+    with pytest.raises(ConfigError, match=message):
+        open_project(a_graded_project(tmp_path / "p", lines))
+
+
+def test_a_file_with_environment_and_grader_is_imported_once(tmp_path: Path) -> None:
+    folder = a_graded_project(
+        tmp_path / "p", '[grader]\ntype = "function"\nfunction = "tools.py:state"\n'
+    )
+    tools = folder / "tools.py"
+    tools.write_text(
+        tools.read_text()
+        + "\nfrom agentrft import grader\n"
+        + "@grader\ndef state(task, trajectory, environment):\n"
+        + "    return float(isinstance(environment, LoanDesk))\n"
+    )
+    project = open_project(folder)
+    task = project.tasks("train")[0]
+    assert asyncio.run(graded(project, task)).score == 1
+
+
+async def graded(project: Project, task: Task) -> Grade:
+    environment = project.open_environment(task, "trace_1")
+    try:
+        return await project.grader.grade(task, a_trajectory(task), environment)
+    finally:
+        await environment.close()
+
+
+def a_trajectory(task: Task) -> Trajectory:
+    return Trajectory(
+        id="trace_1",
+        task_id=task.id,
+        model="m",
+        spec_hash="",
+        seed=0,
+        prompt=task.messages,
+        turns=(),
+        stop_reason=StopReason.MAX_TURNS,
+    )
+
+
+def test_reward_terms_stand_around_the_training_grader_only(tmp_path: Path) -> None:
+    function = 'type = "function"\nfunction = "graders.py:renewed"\n'
+    lines = f'[grader]\n{function}[gold_grader]\n{function}[reward]\ngates = ["polite"]\n'
+    project = open_project(a_graded_project(tmp_path / "p", lines))
+    assert asyncio.run(graded(project, project.tasks("train")[0])).score == 0.5
+    assert isinstance(project.gold_grader, FunctionGrader)
+
+
+def test_without_a_gold_grader_there_is_none(tmp_path: Path) -> None:
+    assert open_project(a_project(tmp_path / "p")).gold_grader is None
+
+
+def test_graders_get_what_the_caller_opened_for_this_config(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def backends(config: ProjectConfig) -> Backends:
+        asked.append(config.name)
+        return Backends()
+
+    open_project(a_project(tmp_path / "p"), backends=backends)
+    assert asked == ["p"]
