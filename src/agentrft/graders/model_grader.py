@@ -19,7 +19,7 @@ from agentrft.graders.fields import name_field, number_field, only_keys, text_fi
 from agentrft.graders.model_prompt import PromptMessage, render
 from agentrft.graders.model_reply import read_number, read_reply, reply_schema, unreadable
 from agentrft.graders.template import AbsentFromOutput, Template, parse_template, sample_of
-from agentrft.inference.grader_model import GraderModel, GradingRequest
+from agentrft.inference.grader_model import GraderModel, GradingReply, GradingRequest
 
 _ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -137,24 +137,29 @@ class ModelGrader:
         self, task: Task, trajectory: Trajectory, environment: Environment | None
     ) -> Grade:
         """Ask and read the reply. Raises GraderError for a row that lacks a path and for no score."""
-        sample = sample_of(trajectory)
-        written = str(sample)
-        nonce = next(nonce for nonce in iter(self.draw, "") if nonce not in written)
         try:
-            messages = render(
-                self.messages, task.row, sample, nonce=nonce, answer_form=self._answer_form
-            )
+            request = self.request(task, trajectory)
         except AbsentFromOutput as absent:
             # On a range that reaches below zero, a zero would be a reward for writing nothing.
             return replace(absent.grade(self.name), score=min(0.0, self.scale.least))
-        reply = await self.backend.ask(
-            replace(
-                self.asking,
-                messages=messages,
-                schema=reply_schema(self.scale.schema),
-                key=idempotency_key(trajectory.id, f"grade:{self.name}:{nonce}"),
-            )
+        return self.read(await self.backend.ask(request))
+
+    def request(self, task: Task, trajectory: Trajectory) -> GradingRequest:
+        """Return the question. Raises GraderError, and AbsentFromOutput if it cannot be put."""
+        sample = sample_of(trajectory)
+        written = str(sample)
+        nonce = next(nonce for nonce in iter(self.draw, "") if nonce not in written)
+        return replace(
+            self.asking,
+            messages=render(
+                self.messages, task.row, sample, nonce=nonce, answer_form=self._answer_form
+            ),
+            schema=reply_schema(self.scale.schema),
+            key=idempotency_key(trajectory.id, f"grade:{self.name}:{nonce}"),
         )
+
+    def read(self, reply: GradingReply) -> Grade:
+        """Return what a reply says. Raises GraderError for one that says no score."""
         where = f"grader {self.name!r}: model {self.model!r}"
         result, conclusions = read_reply(reply, where)
         score, remark = self.scale.score(result, reply.text, where)

@@ -106,7 +106,7 @@ class OwnGraderModel:
         )
 
     async def ask(self, request: GradingRequest) -> GradingReply:
-        """Answer; without a temperature the likeliest tokens are taken, so that grades repeat.
+        """Answer; without a temperature the likeliest tokens are taken, so that grades nearly repeat.
 
         Raises GraderError: `model_grader_server_error`.
         """
