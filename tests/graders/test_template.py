@@ -87,6 +87,7 @@ def test_what_is_filled_in_is_never_read_again(given_text: str, output: str) -> 
         ("{{}}", "must begin with"),
         ("{{ item.x | upper }}", "cannot read ' | upper'"),
         ("{{ item.x[-1] }}", "cannot read '[-1]'"),
+        ("{{ item.x[" + "9" * 5000 + "] }}", "cannot read '[999"),
         ("{{ item..x }}", "cannot read '..x'"),
         ("{{ sample.text }}", "sample has output_text, output_json"),
         ("{{ sample }}", "sample has output_text"),
@@ -119,6 +120,17 @@ def test_a_path_that_the_model_did_not_write_is_no_fault(path: str) -> None:
 )
 def test_numbers_that_are_none_make_no_json(text: str) -> None:
     assert "output_json" not in sample_of(a_trajectory(text))
+
+
+@pytest.mark.parametrize(("depth", "is_json"), [(100, True), (101, False), (982, False)])
+def test_only_what_can_be_written_again_is_json(depth: int, is_json: bool) -> None:
+    for text in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+        assert ("output_json" in sample_of(a_trajectory(text))) == is_json
+
+
+@pytest.mark.parametrize("text", ["{{" * 200_000, "{{ item" + " " * 200_000, "}}" * 200_000])
+def test_a_text_of_openings_is_read_in_one_pass(text: str) -> None:
+    assert parse_template(text, "here").fill(ITEM, SAMPLE) == text
 
 
 def test_what_this_service_never_writes_is_null() -> None:

@@ -6,7 +6,7 @@ What is put in is never read again, so text of models or users cannot smuggle in
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,8 +16,9 @@ from agentrft.core.grade import Grade
 from agentrft.core.task import Message, ToolCall
 from agentrft.core.trajectory import Failure, FailureKind, StopReason, Trajectory
 
-_PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
-_STEP = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+)\]|\[\"([^\"]*)\"\]|\['([^']*)'\]")
+_STEP = re.compile(r"\.([A-Za-z_][\w-]*)|\[([0-9]{1,9})\]|\[\"([^\"]*)\"\]|\['([^']*)'\]")
+MAX_NESTING = 100
+"""Of an output that counts as JSON."""
 _SAMPLE_FIELDS = (
     "output_text",
     "output_json",
@@ -88,9 +89,10 @@ def parse_template(text: str, where: str) -> Template:
     """Read a text with placeholders. Raises ConfigError for a path that can never exist."""
     pieces: list[str | Placeholder] = []
     end = 0
-    for match in _PLACEHOLDER.finditer(text):
-        pieces += [text[end : match.start()], _placeholder(match[1].strip(), where)]
-        end = match.end()
+    # A search with one pattern would look for the end of every `{{` that has none.
+    while (begin := text.find("{{", end)) >= 0 and (close := text.find("}}", begin + 2)) >= 0:
+        pieces += [text[end:begin], _placeholder(text[begin + 2 : close].strip(), where)]
+        end = close + 2
     return Template((*pieces, text[end:]))
 
 
@@ -116,8 +118,28 @@ def sample_of(trajectory: Trajectory) -> dict[str, Any]:
         "messages": list(_conversation(trajectory)),
     }
     with suppress(ValueError, RecursionError):
-        sample["output_json"] = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        _check_depth(value)
+        sample["output_json"] = value
     return sample
+
+
+def _check_depth(value: object) -> None:
+    """Raise ValueError for what can be read but not written again: that would look like our fault."""
+    containers = _containers([value])
+    for _ in range(MAX_NESTING):
+        containers = [
+            inner
+            for outer in containers
+            for inner in _containers(outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not containers:
+            return
+    raise ValueError("nested too deeply")
+
+
+def _containers(values: Iterable[object]) -> list[dict[str, object] | list[object]]:
+    return [cast(list[object], value) for value in values if isinstance(value, dict | list)]
 
 
 def _finite(text: str) -> float:
