@@ -1,6 +1,6 @@
 """Write the table of docs/graders.md: every type of grader object against four kinds of input.
 
-    python tests/graders/grader_table.py
+    PYTHONPATH=tests/graders:tests/egress python tests/graders/grader_table.py
 
 Every row is really graded: embeddings, grader models and endpoints are scripted, code runs in the
 sandbox of this machine.
@@ -25,7 +25,7 @@ from agentrft.core.protocols import Sandbox
 from agentrft.graders.backends import Backends
 from agentrft.graders.dry_run import run_grader
 from agentrft.inference.grader_model import GradingReply, ScriptedGraderModel
-from agentrft.sandbox.local import open_sandbox
+from agentrft.jobs.grading import DeferredSandbox
 
 ROW = {"reference": "Paris", "plan": "{{item.reference}}"}
 ESCAPES = "{{item.reference}} {% raw %} ${reference} {0.__class__}"
@@ -102,14 +102,15 @@ CASES = (
     Case("malformed", "the code returns NaN", code("return float('nan')")),
     Case("malformed", "the code returns nothing", code("pass")),
     Case("malformed", "the code does not parse", code("return (")),
+    Case("hostile", "the output is a score, and the code `eval`s it", EVALUATES, "1.0"),
     Case(
         "hostile",
-        "the output runs for ever in an `eval`",
+        "it runs for ever there",
         EVALUATES,
         "sum(1 for _ in iter(int, 1))",
     ),
-    Case("hostile", "the output ends the process", EVALUATES, "__import__('os')._exit(0)"),
-    Case("hostile", "the output takes all memory", EVALUATES, "len('x' * (1 << 40))"),
+    Case("hostile", "it ends the process there", EVALUATES, "__import__('os')._exit(0)"),
+    Case("hostile", "it takes all memory there", EVALUATES, "len('x' * (1 << 40))"),
     Case("valid", "the model says 1", judge()),
     Case("wrong", "the model says 0", judge(), says=says(0)),
     Case(
@@ -198,8 +199,9 @@ def outcome(reply: Mapping[str, Any]) -> str:
 def this_machines_sandbox() -> Iterator[Sandbox | None]:
     """Lend a sandbox, None where none of the levels is to be had."""
     with TemporaryDirectory() as images:
+        sandbox = DeferredSandbox(SandboxConfig(timeout_s=1.0), Path(images), unsafe=False)
         try:
-            sandbox = open_sandbox(SandboxConfig(timeout_s=1.0), images=Path(images))
+            sandbox.open()
         except ConfigError:
             yield None
             return
