@@ -212,8 +212,6 @@ async def _grade(job: Job, regrader: Regrader, sources: Sequence[str]) -> None:
             records = await in_order([regrader.regraded(record) for record in page])
             failures = Counter(filter(None, map(_family, records)))
             job.append([*records, *_told(failures, len(records))])
-            for record in records:
-                phase.rollout(record.graded)
             phase.advance(len(records))
 
 
