@@ -120,6 +120,8 @@ def sample_of(trajectory: Trajectory) -> dict[str, Any]:
     with suppress(ValueError, RecursionError):
         value = json.loads(text, parse_constant=_finite, parse_float=_finite)
         _check_depth(value)
+        # An escaped half of a surrogate pair is no text: it could be sent to nobody.
+        json.dumps(value, ensure_ascii=False).encode()
         sample["output_json"] = value
     return sample
 
