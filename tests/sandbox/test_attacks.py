@@ -1,6 +1,6 @@
 """The sandbox against graders that mean harm, at every level this machine offers.
 
-Each attack is also run in a host without a sandbox, where it must succeed: one that never works proves nothing.
+Each is also run in a host without one, where it must succeed: what never works proves nothing.
 """
 
 import asyncio
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attacks.attack import Attack, Outcome
+from attacks.catalogue import ATTACKS, GROUPS
+from attacks.runner import attacked, unleashed
+from attacks.world import World
 
 from agentrft.core.config import SandboxConfig
 from agentrft.core.errors import ConfigError
 from agentrft.sandbox.levels import Level, survey
 from agentrft.sandbox.local import open_sandbox
-from attacks.attack import Attack, Outcome
-from attacks.catalogue import ATTACKS, GROUPS
-from attacks.runner import attacked, unleashed
-from attacks.world import World
 
 LEVELS = ("L2", "L1")
 FOREIGN_TO_THIS_KERNEL = ("ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT", "ENODEV")

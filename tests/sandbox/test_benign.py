@@ -4,12 +4,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from benign.graders import BENIGN, Benign
 
 from agentrft.core.config import SandboxConfig
 from agentrft.core.errors import ConfigError
 from agentrft.core.protocols import Function, FunctionResult
 from agentrft.sandbox.local import LocalSandbox, open_sandbox
-from benign.graders import BENIGN, Benign
 
 CALL = {"id": "c", "type": "function", "function": {"name": "get", "arguments": '{"id": "W1"}'}}
 

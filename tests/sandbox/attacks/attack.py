@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentrft.core.protocols import FunctionResult
 from attacks.world import World
+
+from agentrft.core.protocols import FunctionResult
 
 HONEST = 0.25
 """What a snippet of the result channel returns when nothing was forged."""
 
 PRELUDE = r'''
-import ctypes, errno, json, os, platform, re, signal, socket, stat, struct, sys, tempfile, threading, time
+import ctypes, errno, json, os, platform, re, signal, socket, stat, struct, sys
+import tempfile, threading, time
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.syscall.restype = ctypes.c_long
@@ -123,7 +125,8 @@ FORGED = [
     base64.b64encode(pickle.dumps(("value", 1.0))) + b"\n",
     *(struct.pack(order + "I", len(body)) + body for order in "<>" for body in (
         b"1.0", b'{"score": 1.0}', b'{"value": 1.0}', pickle.dumps(1.0))),
-    *(struct.pack(order + "Q", len(body)) + body for order in "<>" for body in (b"1.0", b'{"value": 1.0}')),
+    *(struct.pack(order + "Q", len(body)) + body for order in "<>" for body in (
+        b"1.0", b'{"value": 1.0}')),
 ]
 """
 """Scores in the notations that a caller might believe."""

@@ -63,6 +63,7 @@ def attack(item, number):
     Attack(
         name="forges the time of a file",
         judge=changed,
+        gets_through_l1="Landlock has no say in the times of a file that everybody may write to",
         source="""
 def attack(item, number):
     os.utime(item["writable_file"])

@@ -1,4 +1,4 @@
-"""Doors of the kernel that a grader has no business at. Evidence: the kernel looked at the arguments."""
+"""Doors of the kernel that are closed to graders. Evidence: the kernel looked at the arguments."""
 
 from attacks.attack import Attack
 

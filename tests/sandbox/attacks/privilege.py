@@ -21,11 +21,14 @@ def capable():
     Attack(
         name="has capabilities",
         needs_root=True,
+        gets_through_l1="started as root with an interpreter in a closed folder, it may pass such "
+        "folders; Landlock still names every file",
         source="""
 def attack(item, number):
     caps = (ctypes.c_uint32 * 6)()
     system("capget", struct.pack("Ii", 0x20080522, 0), caps)
-    return [hex(each) for each in caps] if any(caps) else None
+    effective_and_permitted = (caps[0], caps[1], caps[3], caps[4])
+    return [hex(each) for each in caps] if any(effective_and_permitted) else None
 """,
     ),
     Attack(

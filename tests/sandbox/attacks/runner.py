@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import pickle
@@ -14,9 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from agentrft.core.protocols import Function, FunctionFault, FunctionResult, Sandbox
 from attacks.attack import Attack, Outcome
 from attacks.world import Caller, MemoryPeak, World, wait_until_gone
+
+from agentrft.core.protocols import Function, FunctionFault, FunctionResult, Sandbox
 
 PATIENCE_S = 20.0
 """Beyond its deadline, before a call counts as one that does not come back."""
@@ -155,10 +157,8 @@ class TrustingHost:
 
     def _send(self, message: object) -> None:
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
-        except BrokenPipeError:
-            pass
 
     def _reply(self) -> FunctionResult | None:
         said = self._said[self._process.stdout]  # pyright: ignore[reportArgumentType]

@@ -133,7 +133,8 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 def grade(sample, item):
     stem = PorterStemmer().stem
-    given, wanted = ([stem(w) for w in t.lower().split()] for t in (sample["output_text"], item["text"]))
+    texts = sample["output_text"], item["text"]
+    given, wanted = ([stem(word) for word in text.lower().split()] for text in texts)
     return round(sentence_bleu([wanted], given, smoothing_function=SmoothingFunction().method1), 3)
 """,
         text="the cats sat on the mats",
