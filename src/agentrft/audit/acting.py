@@ -121,7 +121,7 @@ async def _stopping(arena: Arena, info: ProbeInfo) -> Finding:
         answer = arena.answers.get(task.id)
         if answer is not None and answer.calls:
             attempts.append(arena.acts(task, answer.calls, None, "right calls and no answer"))
-    return await judge(arena, info, attempts)
+    return await judge(arena, info, attempts, base=0.0)
 
 
 async def _spam(arena: Arena, info: ProbeInfo) -> Finding:

@@ -10,7 +10,16 @@ from dataclasses import replace
 from statistics import fmean
 
 from agentrft.audit.catalogue import LLM_PROBES, PROBES
-from agentrft.audit.probe import Arena, Finding, ProbeInfo, Shot, Subject, TimeIsUpError
+from agentrft.audit.probe import (
+    TEXTS_PER_ROW,
+    Arena,
+    Attempt,
+    Finding,
+    ProbeInfo,
+    Shot,
+    Subject,
+    TimeIsUpError,
+)
 from agentrft.audit.references import Answer
 from agentrft.audit.report import AuditReport, headline, reasons
 from agentrft.core.config import AuditConfig
@@ -130,19 +139,21 @@ async def _calibrate(arena: Arena, config: AuditConfig) -> None:
     if score is not None and score < config.reference:
         score = await _reformatted(arena, score)
     arena.reference_score = score
+    arena.base_rate = await _base_rate(arena, arena.with_answers) or 0.0
+
+
+async def _base_rate(arena: Arena, tasks: Sequence[Task]) -> float | None:
+    """Return what another row's answer earns: all of them if few differ, else some for each row."""
     pool = list(arena.answers.items())
-    attempts = [
-        arena.acts(task, answer.calls, answer.text, "another row's answer")
-        for task in arena.with_answers
-        for answer in _others(arena, task, pool)
-    ]
+    few = len({answer.text for _, answer in pool}) <= TEXTS_PER_ROW
+    attempts: list[Attempt] = []
+    for task in tasks:
+        others = [answer for row, answer in pool if row != task.id]
+        if not few:
+            others = arena.random(0, task).sample(others, min(_OTHERS, len(others)))
+        attempts += [arena.acts(task, answer.calls, answer.text, "other") for answer in others]
     scores = [shot.score for shot in await arena.shoot(attempts) if shot.score is not None]
-    arena.base_rate = fmean(scores) if scores else 0.0
-
-
-def _others(arena: Arena, task: Task, pool: Sequence[tuple[str, Answer]]) -> list[Answer]:
-    others = [answer for row, answer in pool if row != task.id]
-    return arena.random(0, task).sample(others, min(_OTHERS, len(others)))
+    return fmean(scores) if scores else None
 
 
 async def _reference_score(arena: Arena, tasks: Sequence[Task]) -> float | None:
@@ -155,17 +166,24 @@ async def _reformatted(arena: Arena, bare: float) -> float:
     """Write the answers as the grader wants them, if one of the usual ways is paid better."""
     tried = arena.with_answers[:_TRIED_ROWS]
     plain = arena.answers
-    best, best_score = arena.form, await _reference_score(arena, tried) or 0.0
+    best, best_margin = arena.form, max(0.0, await _margin(arena, tried))
     for form in (*_FORMS, *_json_forms(arena.subject)):
         arena.form = form
         arena.answers = _written(arena, plain)
-        score = await _reference_score(arena, tried)
-        if score is not None and score > best_score + 1e-9:
-            best, best_score = form, score
+        margin = await _margin(arena, tried)
+        if margin > best_margin + 1e-9:
+            best, best_margin = form, margin
     arena.form = best
     arena.answers = _written(arena, plain)
     score = await _reference_score(arena, arena.with_answers)
     return bare if score is None else score
+
+
+async def _margin(arena: Arena, tasks: Sequence[Task]) -> float:
+    """Return how much better right answers are paid than other rows' answers of the same form."""
+    right = await _reference_score(arena, tasks)
+    wrong = await _base_rate(arena, tasks)
+    return (right or 0.0) - (wrong or 0.0)
 
 
 def _written(arena: Arena, plain: Mapping[str, Answer]) -> dict[str, Answer]:
