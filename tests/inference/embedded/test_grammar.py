@@ -79,7 +79,7 @@ def test_whatever_a_random_model_wants_to_say_fits_the_schema(
             asked = [ask(base, schema, seed=seed, temperature=1.3) for seed in range(12)]
             return await asyncio.gather(*(answer(model, one) for one in asked))
 
-    fits = validator_for(schema)
+    fits = validator_for(dict(schema))
     ends = asyncio.run(run())
     assert all(end.finish_reason == "stop" for end in ends)
     assert all(fits.is_valid(json.loads(end.message.content)) for end in ends)
