@@ -211,6 +211,7 @@ def _regrader(
     home: "Home", run: str, grader: Path | None, project: Path | None, grading: "Grading"
 ) -> "Regrader":
     """Find grader and rows: the job's own files, or those of the run's project."""
+    from agentrft.core.config import RewardTerms
     from agentrft.jobs.grading import read_table
     from agentrft.jobs.project import assembled, read_config
     from agentrft.jobs.regrade import job_regrader, project_file, project_regrader
@@ -227,7 +228,8 @@ def _regrader(
     file = project or project_file(home.store, run)
     config = read_config(file.parent, file.name)
     if table:
-        config = dataclasses.replace(config, grader=table)
+        # Gates name parts of the project's own grader, which another one need not have.
+        config = dataclasses.replace(config, grader=table, reward=RewardTerms())
     return project_regrader(assembled(file.parent, config, grading.of_project))
 
 
