@@ -11,10 +11,10 @@ export OMP_WAIT_POLICY ?= passive
 unexport HF_HUB_OFFLINE
 
 .DEFAULT_GOAL := help
-.PHONY: help postgres setup demo test learning soak fuzz load check format clean
+.PHONY: help postgres setup demo test learning soak soak-sandbox fuzz fuzz-parsers load check format clean
 
 help: ## Show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## Make .venv with everything, at the versions of constraints.txt
 
@@ -49,6 +49,15 @@ soak: $(STAMP) ## Two workers, 200 jobs, SIGKILL at random moments (about 15 min
 
 fuzz: $(STAMP) ## 5,000 and more generated requests against every route of the API
 	AGENTRFT_SCHEMATHESIS_CASES=120 $(BIN)/python -m pytest -s tests/server/test_schema.py
+
+soak-sandbox: $(STAMP) ## 10,000 gradings of every kind at every level; nothing may be left (about 15 minutes)
+	AGENTRFT_SANDBOX_CALLS=10000 $(BIN)/python -m pytest -s tests/sandbox/test_leaks.py
+
+fuzz-parsers: $(STAMP) ## Coverage-guided: each parser of strangers' text for SECONDS (60)
+	$(BIN)/pip install --quiet --constraint constraints.txt --group fuzz
+	for parser in formula template rows reply; do \
+	    $(BIN)/python tests/fuzz/atheris_parsers.py $$parser -max_total_time=$(or $(SECONDS),60) || exit 1; \
+	done
 
 load: $(STAMP) ## Load on a running server: AGENTRFT_TOKEN=art-... make load PID=1234 (see benchmarks/README.md)
 	$(BIN)/pip install --quiet --constraint constraints.txt --group load

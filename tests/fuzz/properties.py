@@ -60,7 +60,8 @@ def by_python(text: str) -> float:
     """The value by Python's own grammar, which agrees on all that a formula may contain; else NaN."""
     number = r"(?<![A-Za-z0-9_.])(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
     numbers = re.sub(number, lambda m: repr(float(m[0])), text, flags=re.ASCII)
-    tree = ast.parse(f"({numbers.replace('^', '**')}\n)".replace("\f", " "), mode="eval")
+    spaced = re.sub(r"\s", " ", numbers.strip(), flags=re.ASCII)
+    tree = ast.parse(f"({spaced.replace('^', '**')})", mode="eval")
     try:
         return _walk(tree.body)
     except (ArithmeticError, ValueError):
