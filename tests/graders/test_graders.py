@@ -1,20 +1,37 @@
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from answers import TASK, a_trajectory
 
 from agentrft.core.errors import ConfigError, GraderError, UserError
-from agentrft.core.grade import Grade
+from agentrft.core.grade import Grade, TokenUsage
 from agentrft.core.protocols import Environment, Grader
-from agentrft.core.task import ToolCall, ToolSpec
+from agentrft.core.task import Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import Failure, FailureKind, ToolResult, Trajectory
 from agentrft.graders.build import build_grader
 from agentrft.graders.environment import EnvironmentGrader
 from agentrft.graders.fixed import FixedGrader
+from agentrft.graders.formula import parse_formula
+from agentrft.graders.multi import Multi
+
+FAULT = Failure(kind=FailureKind.GRADER, where="judge", message="no")
+
+
+@dataclass(frozen=True)
+class Says:
+    """A grader with one answer."""
+
+    verdict: Grade
+    name: str = "says"
+
+    async def grade(
+        self, task: Task, trajectory: Trajectory, environment: Environment | None
+    ) -> Grade:
+        return self.verdict
 
 
 def grade(
@@ -141,6 +158,40 @@ def test_multi_fails_where_its_formula_has_no_value() -> None:
         grade(grader, "Rome")
 
 
+def a_multi(**parts: Grader) -> Multi:
+    formula = parse_formula(" + ".join(parts), parts, "here")
+    return Multi(name="all", graders=parts, formula=formula)
+
+
+def test_a_part_that_raises_or_gives_no_score_is_named_and_the_others_are_graded() -> None:
+    divides = FixedGrader(lambda task, trajectory: 1 / 0)
+    untold = FixedGrader({})
+    silent = Says(Grade(score=None, failure=replace(FAULT, code="unresponsive_reward_error")))
+    both = a_multi(fine=FixedGrader({"task-1": 1.0}), divides=divides, silent=silent)
+    with pytest.raises(GraderError) as caught:
+        grade(both)
+    assert str(caught.value) == (
+        "grader 'all': part 'divides': ZeroDivisionError: division by zero; "
+        "grader 'all': part 'silent' gave no score: no"
+    )
+    assert caught.value.code == "other_error"
+    with pytest.raises(GraderError) as caught:
+        grade(a_multi(silent=silent, untold=untold))
+    assert caught.value.code == "unresponsive_reward_error"
+
+
+def test_the_tokens_of_all_parts_are_added_up_by_model() -> None:
+    def asked(**tokens: int) -> Says:
+        usage = {m: TokenUsage(prompt_tokens=count) for m, count in tokens.items()}
+        return Says(Grade(score=1.0, usage=usage))
+
+    given = grade(a_multi(a=asked(small=1, large=2), b=asked(large=4), c=Says(Grade(score=1.0))))
+    assert given.usage == {
+        "small": TokenUsage(prompt_tokens=1),
+        "large": TokenUsage(prompt_tokens=6),
+    }
+
+
 @pytest.mark.parametrize(
     ("config", "shown"),
     [
@@ -223,9 +274,6 @@ class Judges:
         return self.verdict
 
     async def close(self) -> None: ...
-
-
-FAULT = Failure(kind=FailureKind.GRADER, where="judge", message="no")
 
 
 @pytest.mark.parametrize(
