@@ -51,7 +51,7 @@ def test_a_bad_grader_ends_with_code_two_its_texts_and_a_better_one(
 
 def test_the_replay_that_is_shown_shows_the_text_again(tmp_path: Path, files: tuple[Path, Path]):
     grader, rows = files
-    done = agentrft(tmp_path, "--grader", grader, "--data", rows, "--probe", 14)
+    done = agentrft(tmp_path, "--grader", grader, "--data", rows, "--probe", "14")
     lines = [line.strip() for line in done.stdout.splitlines()]
     replay = next(line for line in lines if line.startswith("agentrft audit "))
     text = lines[lines.index(replay) - 1].split("  score")[0]

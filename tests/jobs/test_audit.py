@@ -15,6 +15,7 @@ from agentrft.jobs.audit import (
     FILE,
     GraderRefusedError,
     bare_subject,
+    caveats,
     gate,
     known_good,
     project_source,
@@ -131,6 +132,7 @@ def test_findings_that_are_allowed_are_stored_as_such_and_not_looked_for_again(t
     assert report is not None
     assert report.blocked
     assert fresh.run.result["audit"]["allowed"] is True
+    assert "trained with all the same: false-pass ceiling" in caveats(fresh)[0]
 
 
 def test_a_resumed_run_whose_grader_was_refused_is_audited_again(tmp_path: Path):
@@ -141,6 +143,7 @@ def test_a_resumed_run_whose_grader_was_refused_is_audited_again(tmp_path: Path)
     job = job_in(tmp_path)
     assert asyncio.run(gate(job, mended, FEW)) is not None
     assert job.run.result["audit"]["blocked"] == []
+    assert caveats(job) == ()
     assert asyncio.run(gate(job_in(tmp_path), bad, FEW)) is None
 
 

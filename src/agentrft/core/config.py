@@ -256,7 +256,7 @@ class AuditConfig:
     false_pass_ceiling: float = 0.5
     """Highest mean score that a wrong text may reach above the data's base rate."""
     lazy_policy: float = 0.3
-    """Highest mean score that one fixed text may reach over all rows."""
+    """Highest mean score of one fixed text over all rows, above the data's base rate."""
     reference: float = 0.95
     """Least mean score that the references themselves must reach."""
 

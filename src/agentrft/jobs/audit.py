@@ -26,6 +26,10 @@ from agentrft.store.rows import task_of
 
 FILE = "audit.json"
 """In the folder of the run that the audit was a gate of."""
+WHAT_TO_DO = (
+    "`agentrft audit` on the project shows the texts, also in audit.json of the run's folder; mend "
+    "the grader, or train with --allow-audit-findings"
+)
 
 
 class GraderRefusedError(UserError):
@@ -100,7 +104,12 @@ def bare_subject(
 
 
 async def gate(
-    job: Job, subject: Subject, config: AuditConfig, *, allow_findings: bool = False
+    job: Job,
+    subject: Subject,
+    config: AuditConfig,
+    *,
+    allow_findings: bool = False,
+    what_to_do: str = WHAT_TO_DO,
 ) -> AuditReport | None:
     """Audit before a run trains; what was found is stored with the run. None if that was done before.
 
@@ -121,11 +130,7 @@ async def gate(
     for reason in report.blocked:
         job.event(f"audit: {reason}", level="warn" if allow_findings else "error")
     if report.blocked and not allow_findings:
-        raise GraderRefusedError(
-            report,
-            f"`agentrft audit` on the project shows the texts, also in {job.folder / FILE}; mend the "
-            "grader, or train with --allow-audit-findings",
-        )
+        raise GraderRefusedError(report, what_to_do)
     return report
 
 
@@ -140,6 +145,15 @@ def summary(report: AuditReport, *, allowed: bool) -> dict[str, Any]:
         "verdicts": {verdict.value: number for verdict, number in count.items()},
         "seconds": report.seconds,
     }
+
+
+def caveats(job: Job) -> tuple[str, ...]:
+    """Return what a reader of the run's results must know of its audit."""
+    kept = job.run.result.get("audit") or {}
+    if not kept.get("allowed"):
+        return ()
+    found = "; ".join(kept["blocked"])
+    return (f"The grader did not pass its audit and was trained with all the same: {found}",)
 
 
 async def _with_progress(job: Job, subject: Subject, config: AuditConfig) -> AuditReport:

@@ -14,7 +14,7 @@ from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RolloutRecord, Split, StepMetrics
 from agentrft.core.task import Task
-from agentrft.jobs.audit import gate, project_subject
+from agentrft.jobs.audit import caveats, gate, project_subject
 from agentrft.jobs.checkpoints import deliverable
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
@@ -188,6 +188,7 @@ def reported(
             created_at=job.run.created_at,
             split=split,
             holdout_looks=holdout_looks(job),
+            caveats=caveats(job),
             stages=tuple(stages),
         )
     )

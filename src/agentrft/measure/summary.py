@@ -60,6 +60,8 @@ class ReportInput:
     """Which rollouts measure a stage."""
     holdout_looks: int = 1
     """How often this holdout has been measured, this time included."""
+    caveats: tuple[str, ...] = ()
+    """What happened before the stages that a reader must know; shown among the warnings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,6 +333,7 @@ def _comparisons(given: ReportInput) -> tuple[Comparison, ...]:
 
 
 def _warnings(given: ReportInput, stages: Sequence[StageSummary]) -> Iterable[str]:
+    yield from given.caveats
     if given.holdout_looks > HOLDOUT_LOOKS:
         yield (
             f"This holdout has been measured {given.holdout_looks} times; every look makes it "
