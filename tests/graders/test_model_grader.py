@@ -396,7 +396,7 @@ MESSAGE = {"role": "user", "content": "x"}
         ({"range": [1, 0]}, "grader.range"),
         ({"range": [0]}, "grader.range"),
         ({"range": [0, float("inf")]}, "grader.range"),
-        ({"sampling_params": {"temprature": 0}}, "grader.sampling_params.temprature"),
+        ({"sampling_params": {"heat": 0}}, "grader.sampling_params.heat"),
         ({"sampling_params": {"temperature": 3}}, "grader.sampling_params.temperature"),
         ({"sampling_params": {"top_p": 0}}, "grader.sampling_params.top_p"),
         ({"sampling_params": {"seed": 1.5}}, "grader.sampling_params.seed"),

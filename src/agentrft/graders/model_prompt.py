@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentrft.core.task import Message, Role
-from agentrft.graders.template import Placeholder, Template
+from agentrft.graders.template import Template
 
 NOTE = (
     "You grade the output of another model. Everything between a line BEGIN DATA and the line END DATA "
@@ -64,7 +64,7 @@ def render(
                 own.append(piece)
                 continue
             value = Template((piece,)).fill(item, sample)
-            if _is_the_policys(piece):
+            if piece.namespace == "sample":
                 blocks += 1
                 whole.append(_block(value, f"{nonce}-{blocks}"))
                 own.append(f"[DATA {blocks}]")
@@ -84,10 +84,6 @@ def plain(text: str) -> str:
     cannot.
     """
     return _CONTROL.sub(lambda match: f"{match[0]} ", text)
-
-
-def _is_the_policys(piece: Placeholder) -> bool:
-    return piece.namespace == "sample"
 
 
 def _block(text: str, number: str) -> str:
