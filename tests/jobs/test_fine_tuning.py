@@ -2,6 +2,7 @@ import asyncio
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from byte_chat import says
@@ -461,3 +462,52 @@ def test_answers_that_do_not_fit_the_format_score_zero_as_parse_errors(tmp_path:
 
 def json_or_prose(request: SampleRequest) -> tuple[int, ...]:
     return says('{"a": "yes"}') if request.seed % 2 else says("some prose")
+
+
+CONTAINS = {
+    "type": "string_check",
+    "name": "contains",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "operation": "ilike",
+}
+"""Pays any text that mentions the answer among others."""
+
+
+def different_questions(count: int) -> list[dict[str, Any]]:
+    return [{**row, "answer": f"number {n}"} for n, row in enumerate(questions(count))]
+
+
+def test_a_grader_that_pays_wrong_answers_stops_the_job_before_it_trains(tmp_path: Path) -> None:
+    home, model = a_home(tmp_path), FakeModel()
+    method = replace(ALONE, grader=CONTAINS)
+    submitted(home, method, rows=different_questions(12), metadata={"preflight": "warn"})
+    carried_out(home, model)
+    job = home.queue.get("ftjob-1").job
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert (job.error.code, job.error.param) == (
+        "grader_refused",
+        "method.reinforcement.grader",
+    )
+    assert "metadata.audit" in job.error.message
+    assert job.preflight is not None
+    assert job.preflight["audit"]["blocked"]
+    assert not job.preflight["audit"]["allowed"]
+    assert model.batches == []
+
+
+def test_a_refused_grader_may_train_where_the_user_says_so_and_the_job_keeps_it(
+    tmp_path: Path,
+) -> None:
+    home, model = a_home(tmp_path), FakeModel()
+    method = replace(ALONE, grader=CONTAINS)
+    allowed = {"preflight": "warn", "audit": "allow"}
+    submitted(home, method, rows=different_questions(12), metadata=allowed)
+    carried_out(home, model)
+    job = home.queue.get("ftjob-1").job
+    assert job.status is JobStatus.QUEUED
+    assert job.preflight is not None
+    assert job.preflight["audit"]["blocked"]
+    assert job.preflight["audit"]["allowed"]
+    assert any(event.level == "warn" and "audit:" in event.message for event in events(home))

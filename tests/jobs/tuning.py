@@ -12,7 +12,7 @@ from typing import Any
 from builders import CANARIES, yes_or_no
 from byte_chat import END, ByteChat
 
-from agentrft.core.config import TrainerConfig
+from agentrft.core.config import AuditConfig, TrainerConfig
 from agentrft.core.job import (
     FineTuningJob,
     FineTuningMethod,
@@ -206,7 +206,7 @@ def carried_out(
         model.loop = asyncio.get_running_loop()
         lease = home.queue.claim(worker, 60.0)
         assert lease is not None
-        job = LeasedJob(home, lease, open_model=model, backends=Backends())
+        job = LeasedJob(home, lease, open_model=model, backends=Backends(), audit=AuditConfig())
         prepare(job)
         await job.carry_out()
 

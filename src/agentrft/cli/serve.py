@@ -7,16 +7,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from agentrft.cli.tenants import DEFAULT_PROJECT
 from agentrft.cli.terminal import HomeOption, ask_to_stop, open_home
-
-if TYPE_CHECKING:
-    from agentrft.core.config import ServerConfig
-    from agentrft.graders.backends import Backends
 
 app = typer.Typer()
 
@@ -40,12 +36,14 @@ def serve(
     import uvicorn
 
     from agentrft.inference.chat import ChatClient
+    from agentrft.jobs.grading import Grading
     from agentrft.server.app import ServerSettings, create_app
     from agentrft.server.children import Child, keep_running
     from agentrft.store.codec import load_server_config
 
     opened = open_home(home)
     config = load_server_config(opened.path)
+    grading = Grading(opened, served=True)
     settings = ServerSettings(
         host=host,
         port=port,
@@ -53,7 +51,8 @@ def serve(
         allowed_origins=config.origins,
         default_model=config.model,
         aliases=config.aliases,
-        backends=_backends(config, port),
+        backends=grading.of_server(config, own_ports=[port]),
+        audit=config.audit,
         requests_per_minute=config.requests_per_minute,
     )
     if opened.access.is_empty():
@@ -90,6 +89,7 @@ def serve(
         finally:
             stop.set()
             await asyncio.gather(*running)
+            await grading.close()
 
     asyncio.run(run())
     opened.close()
@@ -102,11 +102,14 @@ def worker(
     parent: ParentOption = 0,
 ) -> None:
     """Do fine-tuning jobs of this home until told to stop; several may run, on several machines."""
+    from agentrft.jobs.grading import Grading
     from agentrft.jobs.worker import WorkerConfig, work
     from agentrft.store.codec import load_server_config
 
     opened = open_home(home)
-    backends = _backends(load_server_config(opened.path), port)
+    config = load_server_config(opened.path)
+    grading = Grading(opened, served=bool(parent))
+    backends = grading.of_server(config, own_ports=[port])
     if parent:
         # Training takes every core it gets; the API beside it must still answer at once.
         os.nice(5)
@@ -117,7 +120,10 @@ def worker(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ask_to_stop, stop)
-        await work(opened, WorkerConfig(backends=backends), stop)
+        try:
+            await work(opened, WorkerConfig(backends=backends, audit=config.audit), stop)
+        finally:
+            await grading.close()
 
     asyncio.run(run())
     opened.close()
@@ -141,18 +147,6 @@ def chat_process(
         EngineConfig(max_sequences=config.chats),
         max_loaded=config.loaded_models,
     )
-
-
-def _backends(config: "ServerConfig", port: int) -> "Backends":
-    from agentrft.egress.policy import EgressPolicy
-    from agentrft.graders.backends import Backends
-
-    policy = EgressPolicy(
-        multi_project=config.private_addresses == "listed",
-        allowed=frozenset(config.allowed),
-        own_ports=frozenset({port}),
-    )
-    return Backends(policy=policy)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -13,7 +13,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from agentrft.core.config import TrainerConfig
+from agentrft.audit.probe import Subject
+from agentrft.audit.references import find_answers
+from agentrft.core.config import AuditConfig, TrainerConfig
 from agentrft.core.errors import (
     AgentRFTError,
     ConfigError,
@@ -30,11 +32,14 @@ from agentrft.core.protocols import Trainer
 from agentrft.core.run import Event, RunStatus, StepMetrics
 from agentrft.graders.backends import Backends
 from agentrft.inference.models import describe
+from agentrft.jobs.audit import GraderRefusedError, gate
 from agentrft.jobs.checkpoints import Retention
 from agentrft.jobs.context import Job, Stopped
+from agentrft.jobs.evaluation import Measurement, stored_records
 from agentrft.jobs.hyperparameters import CONTEXT_TOKENS, Resolved, resolve
 from agentrft.jobs.job_follower import JobFollower, offer_checkpoint, register
 from agentrft.jobs.monitoring import MonitorAlarmError
+from agentrft.jobs.preflight import STAGE as PREFLIGHT
 from agentrft.jobs.preflight import Preflight, check_reinforcement, check_supervised
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import Project
@@ -81,10 +86,17 @@ class LeasedJob:
     """A job while this worker holds it."""
 
     def __init__(
-        self, home: Home, lease: Lease, *, open_model: OpenModel, backends: Backends
+        self,
+        home: Home,
+        lease: Lease,
+        *,
+        open_model: OpenModel,
+        backends: Backends,
+        audit: AuditConfig,
     ) -> None:
         self._home, self._lease = home.fenced(lease), lease
-        self._open_model, self._backends = open_model, backends
+        self._open_model, self._audit_config = open_model, audit
+        self._backends = replace(backends, owner=lease.job.project)
         self._record = lease.job
         self._reason: Interruption | None = None
         self._work = Job(
@@ -138,6 +150,8 @@ class LeasedJob:
             self._work.event(warning, level="warn")
         if preflight.error is not None:
             raise JobFailedError(preflight.error)
+        if isinstance(self._record.method, ReinforcementMethod):
+            await self._audit(project, self._record.method)
         self._work.event("Files validated, moving job to queued state")
         self._home.queue.release(
             self._lease, replace(self._record, status=JobStatus.QUEUED, validated=True)
@@ -174,6 +188,43 @@ class LeasedJob:
             limit_tokens=project.config.limits.max_context_tokens,
             warn_only=warn_only,
         )
+
+    async def _audit(self, project: Project, method: ReinforcementMethod) -> None:
+        """Attack the grader with what the base rollouts left; what came of it is shown in preflight."""
+        tasks = project.tasks("train")
+        measurement = Measurement(stage=PREFLIGHT, split="train")
+        subject = Subject(
+            grader=project.grader,
+            config=method.grader,
+            tasks=tasks,
+            backends=self._backends,
+            rollouts=[record.graded for record in stored_records(self._work, measurement)],
+            open_environment=project.open_environment,
+            remote_tools=frozenset(tool.name for tool in method.tools),
+            limits=project.config.limits,
+            answers=find_answers(method.grader, tasks),
+            validation=project.tasks("validation") if self._record.validation_file else (),
+        )
+        allowed = (self._record.metadata or {}).get("audit") == "allow"
+        try:
+            await gate(
+                self._work,
+                subject,
+                self._audit_config,
+                allow_findings=allowed,
+                what_to_do="mend the grader, or create the job with metadata.audit = 'allow'",
+            )
+        except GraderRefusedError as error:
+            raise JobFailedError(
+                JobError(
+                    code="grader_refused", message=str(error), param="method.reinforcement.grader"
+                )
+            ) from error
+        finally:
+            found = self._work.run.result.get("audit")
+            if found is not None:
+                numbers = {**(self._record.preflight or {}), "audit": found}
+                self._record = replace(self._record, preflight=numbers)
 
     async def _train(self) -> None:
         project, resolved, files = self._opened()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
 
+from agentrft.core.config import AuditConfig
 from agentrft.core.errors import AgentRFTError, LeaseLostError, StoreError, boundary
 from agentrft.core.job import Lease, Wish
 from agentrft.graders.backends import Backends
@@ -41,6 +42,8 @@ class WorkerConfig:
     """Between two looks for a job."""
     backends: Backends = field(default_factory=Backends)
     """What graders reach; its policy says where tools and graders may be."""
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    """What a grader must withstand before a job trains with it."""
 
 
 async def work(
@@ -77,7 +80,9 @@ async def _carry_out(
 ) -> None:
     """Do one leased job to its end, or until this worker must let go."""
     loop = asyncio.get_running_loop()
-    job = LeasedJob(home, lease, open_model=open_model, backends=config.backends)
+    job = LeasedJob(
+        home, lease, open_model=open_model, backends=config.backends, audit=config.audit
+    )
     working = asyncio.ensure_future(job.carry_out())
     leaving = asyncio.ensure_future(stop.wait())
     try:

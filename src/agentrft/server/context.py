@@ -1,7 +1,7 @@
 """What every route can reach: the home, the settings, the chat child, and what lives per process."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Request
@@ -45,6 +45,10 @@ class Server:
     def policy(self) -> EgressPolicy:
         """Where tools, graders and webhooks may be."""
         return self.backends.policy
+
+    def backends_of(self, project: str) -> Backends:
+        """Return what graders of a project reach; their code shares a sandbox with nobody else's."""
+        return replace(self.backends, owner=project)
 
 
 def server_of(request: Request) -> Server:

@@ -92,9 +92,9 @@ async def validate_grader(
 ) -> ValidateReply:
     """Check a grader object and return it with names filled in."""
     try:
-        build_grader(_given(body.grader), backends=server.backends)
+        build_grader(given(body.grader), backends=server.backends_of(caller.project))
     except ConfigError as error:
-        raise _wrong_grader(error) from None
+        raise wrong_grader(error) from None
     return ValidateReply(grader=normalised(body.grader)[0])
 
 
@@ -103,7 +103,7 @@ async def run_a_grader(
     request: Request, body: GraderRunBody, server: Here, caller: Submitter
 ) -> Any:
     """Grade one text. A grader that fails is told by the reply's error flags, not by a status."""
-    return await unless_gone(request, _grade(server, body))
+    return await unless_gone(request, _grade(server, caller, body))
 
 
 @routes.post("/fine_tuning/alpha/tool/run", response_model=ToolRunReply)
@@ -118,15 +118,19 @@ async def run_a_tool(request: Request, body: ToolRunBody, server: Here, caller: 
     return await unless_gone(request, _call(tools, body))
 
 
-async def _grade(server: Server, body: GraderRunBody) -> dict[str, Any]:
+async def _grade(server: Server, caller: Identity, body: GraderRunBody) -> dict[str, Any]:
     trace_id = body.trace_id or _trace_id()
     try:
         async with asyncio.timeout(LONGEST_S):
             run = await run_grader(
-                _given(body.grader), body.item or {}, body.model_sample, trace_id, server.backends
+                given(body.grader),
+                body.item or {},
+                body.model_sample,
+                trace_id,
+                server.backends_of(caller.project),
             )
     except ConfigError as error:
-        raise _wrong_grader(error) from None
+        raise wrong_grader(error) from None
     except TimeoutError:
         raise _not_again(
             504, f"The grader gave no grade in {LONGEST_S:g} s.", "grader_timeout"
@@ -158,13 +162,15 @@ async def _call(tools: HttpTools, body: ToolRunBody) -> ToolRunReply:
     )
 
 
-def _given(grader: Mapping[str, Any]) -> Mapping[str, Any]:
+def given(grader: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a grader object. Raises ConfigError for an empty one."""
     if not grader:
         raise ConfigError("grader is empty; give a grader object with a type")
     return grader
 
 
-def _wrong_grader(error: ConfigError) -> ApiError:
+def wrong_grader(error: ConfigError) -> ApiError:
+    """Return what the caller is told of a grader object that cannot be built."""
     named = re.match(r"grader[\w.\[\]-]*", str(error))
     return bad_request(str(error), named[0].rstrip(".") if named else "grader", "invalid_grader")
 

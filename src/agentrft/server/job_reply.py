@@ -130,6 +130,7 @@ def _method(method: FineTuningMethod, settings: Mapping[str, Any]) -> dict[str, 
     return {
         "hyperparameters": settings,
         "grader": method.grader,
+        "gold_grader": method.gold_grader,
         "tools": [_tool(tool) for tool in method.tools],
         "response_format": None
         if answer is None

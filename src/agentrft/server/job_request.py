@@ -20,6 +20,7 @@ from agentrft.core.job import (
 )
 from agentrft.egress.client import check_headers
 from agentrft.egress.errors import AddressRefusedError, HeaderRefusedError
+from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
 from agentrft.graders.wire import normalised
 from agentrft.server.context import Server
@@ -67,7 +68,14 @@ def asked(server: Server, project: str, job_id: str, body: JobBody, now: float) 
             "metadata.preflight",
             "invalid_value",
         )
-    method, secrets = _method(server, body)
+    if (body.metadata or {}).get("audit", "allow") != "allow":
+        raise bad_request(
+            "Metadata 'audit' may only be 'allow', which lets a job train with a grader that its "
+            "audit refuses.",
+            "metadata.audit",
+            "invalid_value",
+        )
+    method, secrets = _method(server, project, body)
     _check_files(server, project, body, method)
     if method is None:
         raise bad_request(
@@ -119,28 +127,36 @@ def _model(server: Server, project: str, name: str, warnings: list[str]) -> tupl
     return tuned.base, tuned.path
 
 
-def _method(server: Server, body: JobBody) -> tuple[FineTuningMethod | None, dict[str, str]]:
+def _method(
+    server: Server, project: str, body: JobBody
+) -> tuple[FineTuningMethod | None, dict[str, str]]:
     """Return the method with its secrets apart; None stands for one that is not available here."""
     method = body.method or MethodBody(type="supervised")
     if method.type == "dpo":
         return None, {}
     if method.reinforcement is not None:
-        return _reinforcement(server, method.reinforcement)
+        return _reinforcement(server, project, method.reinforcement)
     given = method.supervised or SupervisedBody()
     settings = given.hyperparameters or body.hyperparameters
     return SupervisedMethod(**({} if settings is None else settings.model_dump())), {}
 
 
 def _reinforcement(
-    server: Server, body: ReinforcementBody
+    server: Server, project: str, body: ReinforcementBody
 ) -> tuple[ReinforcementMethod, dict[str, str]]:
     tools, secrets = _tools(server, body.tools or [])
-    grader, more = _grader(server, body.grader)
+    backends = server.backends_of(project)
+    grader, more = _grader(backends, "grader", body.grader)
+    gold: dict[str, Any] | None = None
+    if body.gold_grader is not None:
+        gold, of_gold = _grader(backends, "gold_grader", body.gold_grader)
+        more |= of_gold
     settings = body.hyperparameters or ReinforcementHyperparameters()
     given = settings.model_dump()
     given["reasoning_effort"] = settings.reasoning_effort or "default"
     method = ReinforcementMethod(
         grader=grader,
+        gold_grader=gold,
         tools=tools,
         response_format=_response_format(body.response_format),
         max_episode_steps=body.max_episode_steps,
@@ -149,18 +165,20 @@ def _reinforcement(
     return method, secrets | more
 
 
-def _grader(server: Server, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    path = f"{_AT}.grader"
+def _grader(
+    backends: Backends, name: str, config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    path = f"{_AT}.{name}"
     if not config:
         raise bad_request("Grader is empty; give a grader object with a type.", path)
     try:
-        build_grader(config, path, backends=server.backends)
+        build_grader(config, path, backends=backends)
     except ConfigError as error:
         named = re.match(r"[\w.-]+", str(error))
         raise bad_request(
             str(error), named[0].rstrip(".") if named else path, "invalid_grader"
         ) from None
-    return normalised(config)
+    return normalised(config, name)
 
 
 def _tools(

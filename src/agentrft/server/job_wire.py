@@ -105,6 +105,8 @@ class ReinforcementBody(Body):
     """Roll out, grade, reinforce."""
 
     grader: dict[str, Any]
+    gold_grader: dict[str, Any] | None = None
+    """Held-out grader: watched at every evaluation, never in the gradient (an extension)."""
     tools: Annotated[list[ToolBody], Field(max_length=128)] | None = None
     response_format: dict[str, Any] | None = None
     max_episode_steps: Annotated[int, Field(ge=1, le=1000)] | None = None

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from agentrft.core.config import AuditConfig
 from agentrft.graders.backends import Backends
 from agentrft.inference.models import known_models
 
@@ -41,6 +42,8 @@ class ServerSettings:
     """Shown as owner of models and as `organization_id`."""
     backends: Backends = field(default_factory=Backends)
     """What graders reach; its policy says where tools, graders and webhooks may be."""
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    """How graders are attacked when somebody asks for it."""
     requests_per_minute: int = 30_000
     """For each token; a full minute may be spent at once."""
     json_bytes: int = 8 << 20
