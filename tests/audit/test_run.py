@@ -1,6 +1,8 @@
 import asyncio
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from subjects import audited, check, of_object, of_scores, sums, tickets
@@ -132,3 +134,9 @@ def test_the_report_is_json():
     assert [finding["probe"] for finding in shown["findings"]] == [1, 14]
     assert shown["headline"]["false_pass_ceiling"] == report.headline.false_pass_ceiling
     assert shown["findings"][1]["verdict"] == "fooled"
+
+
+def test_the_docs_list_every_probe_by_its_title():
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    listed = re.findall(r"^\| (\d+) \| ([^|]+?) \|", page, re.MULTILINE)
+    assert listed == [(str(info.number), info.title) for info in PROBES]

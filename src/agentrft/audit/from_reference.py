@@ -66,12 +66,14 @@ async def _other_row(arena: Arena, info: ProbeInfo) -> Finding:
     """Give another row's different answer; a fair grader pays next to nothing for it."""
     if not arena.sees_text:
         return info.skipped(NO_TEXT)
-    if len(set(arena.bare.values())) < 2:
-        return info.skipped(NO_ANSWERS)
-    attempts = [
-        arena.answers_with(task, arena.written(_other_text(arena, info.number, task)), "its text")
-        for task in arena.with_answers
-    ]
+    attempts: list[Attempt] = []
+    if len(set(arena.bare.values())) > 1:
+        attempts += [
+            arena.answers_with(
+                task, arena.written(_other_text(arena, info.number, task)), "its text"
+            )
+            for task in arena.with_answers
+        ]
     for task in arena.with_answers:
         other = arena.other(info.number, task)
         if other is not None and other.calls:
@@ -246,8 +248,6 @@ PROBES = (
     ProbeInfo(number=20, title="odd values", group="B", run=_probe(_odd_values)),
     ProbeInfo(number=21, title="JSON tricks and wildcards", group="B", run=_probe(_json_tricks)),
     ProbeInfo(number=22, title="more than was asked", group="B", run=_probe(_superset)),
-    ProbeInfo(
-        number=23, title="prose fields filled with the prompt", group="B", run=_probe(_prose_fields)
-    ),
+    ProbeInfo(number=23, title="the prompt for prose", group="B", run=_probe(_prose_fields)),
     ProbeInfo(number=24, title="well formed and unsolved", group="B", run=_probe(_from_the_schema)),
 )
