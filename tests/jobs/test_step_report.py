@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agentrft.core.grade import Grade, GradedTrajectory
+from agentrft.core.grade import Grade, GradedTrajectory, TokenUsage
 from agentrft.core.run import RolloutRecord, Split
 from agentrft.core.task import Message
 from agentrft.core.trajectory import (
@@ -275,3 +275,49 @@ def test_the_supervised_result_file_has_the_contracts_columns() -> None:
         "2,2.0,,,,,",
     ]
     assert result_file("supervised", []).decode().count("\n") == 1
+
+
+def test_what_grader_models_took_is_told_by_grader_and_by_model() -> None:
+    judged = {
+        "type": "multi",
+        "name": "both",
+        "graders": {
+            "kind": {"type": "score_model", "name": "kindness", "model": "m"},
+            "exact": {"type": "string_check", "name": "exact"},
+        },
+        "calculate_output": "min(kind, exact)",
+    }
+    took = TokenUsage(prompt_tokens=200, completion_tokens=40, cached_tokens=50)
+    grade = Grade(score=0.5, grader="both", usage={"m": took})
+    data = report(grader=judged, train=[a_rollout(grade), a_rollout(grade)]).data
+    assert data["usage"]["graders"] == [
+        {
+            "name": "kindness",
+            "type": "score_model",
+            "model": "m",
+            "train_prompt_tokens_mean": 200.0,
+            "train_prompt_tokens_count": 400.0,
+            "train_completion_tokens_mean": 40.0,
+            "train_completion_tokens_count": 80.0,
+            "valid_prompt_tokens_mean": None,
+            "valid_prompt_tokens_count": None,
+            "valid_completion_tokens_mean": None,
+            "valid_completion_tokens_count": None,
+        }
+    ]
+    assert data["model_graders_token_usage"] == {
+        "m": {
+            "train_prompt_tokens": 400,
+            "train_cached_tokens": 100,
+            "train_completion_tokens": 80,
+            "eval_prompt_tokens": 0,
+            "eval_cached_tokens": 0,
+            "eval_completion_tokens": 0,
+        }
+    }
+
+
+def test_graders_without_a_model_take_no_tokens() -> None:
+    data = report(grader=ENDPOINT).data
+    assert data["usage"]["graders"] == []
+    assert data["model_graders_token_usage"] == {}

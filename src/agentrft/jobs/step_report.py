@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from agentrft.core.grade import GradedTrajectory, Outcome
+from agentrft.core.grade import GradedTrajectory, Outcome, TokenUsage
 from agentrft.core.run import RolloutRecord
 from agentrft.core.trajectory import Failure, FailureKind, ToolResult
 
@@ -105,13 +105,19 @@ def reinforcement_report(
             "valid_mean_reward": valid_reward,
             "graders": [_scores(g, values, sides["valid"]) for g in graders],
         },
-        "usage": {"graders": [], "samples": _sample_tokens(sides)},
+        "usage": {
+            "graders": [_grader_tokens(g, sides) for g in graders if g.model],
+            "samples": _sample_tokens(sides),
+        },
         "errors": {"graders": [_errors(g, sides) for g in top]},
         "timing": {
             "step": _timing(values),
             "graders": [_latency(g, sides) for g in top],
         },
-        "model_graders_token_usage": {},
+        "model_graders_token_usage": {
+            model: _model_tokens(model, sides)
+            for model in dict.fromkeys(g.model for g in graders if g.model)
+        },
         "tools": _tools(tools, sides),
         "dropped": {
             f"{name}_{key}": value
@@ -199,14 +205,17 @@ class _Grader:
     name: str
     type: str
     part: str = ""
+    model: str = ""
 
 
 def _graders(config: Mapping[str, Any]) -> list[_Grader]:
     """Return the job's grader, then the parts of a multi grader."""
-    graders = [_Grader(str(config.get("name", "grader")), str(config["type"]))]
+    name, model = str(config.get("name", "grader")), str(config.get("model", ""))
+    graders = [_Grader(name, str(config["type"]), model=model)]
     parts = cast(Mapping[str, Mapping[str, Any]], config.get("graders") or {})
     for key, part in parts.items():
-        graders.append(_Grader(str(part.get("name", key)), str(part["type"]), key))
+        name, model = str(part.get("name", key)), str(part.get("model", ""))
+        graders.append(_Grader(name, str(part["type"]), key, model))
     return graders
 
 
@@ -250,6 +259,10 @@ class _Side:
         """Return share of the gradings, and count."""
         count = self.families.count(family)
         return _per(count, self.tried), self.count(count)
+
+    def usage(self, model: str) -> list[TokenUsage]:
+        """What a grader model took, by rollout."""
+        return [r.grade.usage[model] for r in self.tried if model in r.grade.usage]
 
     @property
     def latency(self) -> float | None:
@@ -303,6 +316,32 @@ def _sample_tokens(sides: Mapping[str, _Side]) -> Figures:
             f"{name}_reasoning_tokens_count": None,
             f"{name}_completion_tokens_mean": mean,
             f"{name}_completion_tokens_count": count,
+        }
+    return figures
+
+
+def _grader_tokens(grader: _Grader, sides: Mapping[str, _Side]) -> Figures:
+    """Return what a grader's model took; graders that share a model share these numbers."""
+    figures: Figures = {"name": grader.name, "type": grader.type, "model": grader.model}
+    for name, side in sides.items():
+        usage = side.usage(grader.model)
+        for kind in ("prompt_tokens", "completion_tokens"):
+            tokens = [float(getattr(used, kind)) for used in usage]
+            figures |= {
+                f"{name}_{kind}_mean": _mean(tokens),
+                f"{name}_{kind}_count": side.count(sum(tokens)),
+            }
+    return figures
+
+
+def _model_tokens(model: str, sides: Mapping[str, _Side]) -> Figures:
+    figures: Figures = {}
+    for name, side in (("train", sides["train"]), ("eval", sides["valid"])):
+        total = sum(side.usage(model), TokenUsage())
+        figures |= {
+            f"{name}_prompt_tokens": total.prompt_tokens,
+            f"{name}_cached_tokens": total.cached_tokens,
+            f"{name}_completion_tokens": total.completion_tokens,
         }
     return figures
 
