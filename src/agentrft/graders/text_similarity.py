@@ -21,7 +21,7 @@ from agentrft.graders.template import AbsentFromOutput, Template, model_fault, s
 from agentrft.inference.grader_model import Embedder
 
 MAX_CHARACTERS = 65_536
-"""Of each text; the slowest metric takes half a second for the worst of them."""
+"""Of each text; the slowest metric takes one second for the worst of them."""
 
 _THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text-similarity")
 """One, because these metrics hold the interpreter's lock."""
