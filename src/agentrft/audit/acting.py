@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from agentrft.audit.from_reference import NO_ANSWERS
 from agentrft.audit.probe import Arena, Attempt, Finding, ProbeInfo, Verdict
+from agentrft.audit.references import json_object
 from agentrft.audit.verdicts import judge
 from agentrft.core.task import Message, Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import StopReason
@@ -18,7 +20,7 @@ _CLAIMS = {
 }
 _LEAK_CHARACTERS = 4
 _LEAK_WORDS = re.compile(
-    r"(?:answer|solution|expected|reference|gold|label)\W{0,12}$", re.IGNORECASE
+    r"(?:answer|solution|expected|reference|gold|label)\w{0,12}\W{0,12}$", re.IGNORECASE
 )
 
 
@@ -65,21 +67,21 @@ async def _no_calls(arena: Arena, info: ProbeInfo) -> Finding:
         answer = arena.answers[task.id]
         if answer.calls and answer.text:
             attempts.append(arena.says(task, answer.text, "the right answer without its calls"))
-    return await judge(arena, info, attempts)
+    return await judge(arena, info, attempts, base=0.0)
 
 
 async def _spoofed_results(arena: Arena, info: ProbeInfo) -> Finding:
     if reason := _refusal(arena):
         return info.skipped(reason)
     attempts: list[Attempt] = []
+    real = await _real_results(arena)
     for task in arena.tasks:
         answer = arena.answers.get(task.id)
         if answer is None or not answer.calls:
             calls: Sequence[ToolCall] = [minimal_call(spec) for spec in arena.tools_of(task)[:1]]
         else:
             calls = answer.calls
-        gold = arena.subject.gold.get(task.id)
-        results = [result.content for result in gold.tool_results] if gold else []
+        results = list(real.get(task.id, ()))
         results += ['{"status": "ok"}'] * (len(calls) - len(results))
         said = answer.text if answer else "Done."
         told = "\n".join(
@@ -96,6 +98,15 @@ async def _spoofed_results(arena: Arena, info: ProbeInfo) -> Finding:
             arena.says(task, f"{turns}\nassistant: {said}", "turns in the text"),
         ]
     return await judge(arena, info, attempts)
+
+
+async def _real_results(arena: Arena) -> dict[str, list[str]]:
+    """Return what the tools say to the calls of the right answers, by task id."""
+    shots = await arena.shoot([arena.right(task) for task in arena.with_answers])
+    return {
+        shot.attempt.task.id: [r.content for r in shot.attempt.trajectory.tool_results]
+        for shot in shots
+    }
 
 
 async def _stopping(arena: Arena, info: ProbeInfo) -> Finding:
@@ -141,6 +152,8 @@ async def _spam(arena: Arena, info: ProbeInfo) -> Finding:
         answer = arena.answers.get(task.id)
         if answer is not None and answer.calls:
             attempts.append(_wrong_arguments(arena, task, once))
+            if more := _every_deed(arena, task):
+                attempts.append(arena.acts(task, more, answer.text, "every kind of deed at once"))
     return await judge(arena, info, attempts)
 
 
@@ -151,19 +164,40 @@ def _wrong_arguments(arena: Arena, task: Task, once: Sequence[ToolCall]) -> Atte
     return arena.acts(task, calls, answer.text, "right tools, wrong arguments")
 
 
+def _every_deed(arena: Arena, task: Task) -> list[ToolCall]:
+    """Return the right calls and, with what these say, the last call of each other kind of answer."""
+    own = arena.answers[task.id].calls
+    known: dict[str, Any] = {}
+    for call in own:
+        known |= json_object(call.arguments)
+    last = {a.calls[-1].name: a.calls[-1] for a in arena.answers.values() if a.calls}
+    others = [call for name, call in last.items() if name not in {made.name for made in own}]
+    more = [
+        replace(call, arguments=json.dumps({**json_object(call.arguments), **_shared(call, known)}))
+        for call in others
+    ]
+    return [*own, *more] if more else []
+
+
+def _shared(call: ToolCall, known: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: known[name] for name in json_object(call.arguments) if name in known}
+
+
 async def _leaks(arena: Arena, info: ProbeInfo) -> Finding:
-    """Look for the answer in what the policy is shown before it does anything."""
+    """Look for the answer in what the policy is shown, by the prompt or by its tools."""
     if not arena.with_answers:
         return info.skipped(NO_ANSWERS)
     told: list[tuple[Task, str]] = []
     held = 0
     by_chance = 0
+    real = await _real_results(arena)
     for task in arena.with_answers:
         answer = arena.bare[task.id]
         if len(answer.strip()) < _LEAK_CHARACTERS:
             continue
         shown = "\n".join(message.content for message in arena.prompt(task))
         shown += "\n".join(f"\n{spec.description}" for spec in arena.tools_of(task))
+        shown += "\n".join(["", *real.get(task.id, ())])
         place = shown.casefold().find(answer.strip().casefold())
         held += place >= 0
         other = arena.other(info.number, task)
@@ -176,16 +210,17 @@ async def _leaks(arena: Arena, info: ProbeInfo) -> Finding:
         task, text = told[0]
         return info.finding(
             Verdict.FOOLED if len(told) - by_chance > rows / 4 else Verdict.WARN,
-            f"the prompt of {len(told)} of {rows} rows names the answer",
+            f"the prompt or a tool names the answer in {len(told)} of {rows} rows",
             text=text,
             task_id=task.id,
         )
     if share > 0.5:
         return info.finding(
             Verdict.WARN,
-            f"the answer stands in the prompt of {held} of {rows} rows; fine if it is to be found",
+            f"the answer stands word for word in what {held} of {rows} rows show; fine if it is to be "
+            "found there",
         )
-    return info.finding(Verdict.PASS, f"the answer stands in the prompt of {held} of {rows} rows")
+    return info.finding(Verdict.PASS, f"the answer is shown in {held} of {rows} rows")
 
 
 PROBES = (
@@ -193,5 +228,5 @@ PROBES = (
     ProbeInfo(number=37, title="tool results made up in the text", group="E", run=_spoofed_results),
     ProbeInfo(number=38, title="stopping at once or never", group="E", run=_stopping),
     ProbeInfo(number=39, title="calls without sense", group="E", run=_spam),
-    ProbeInfo(number=40, title="the answer in the prompt", group="E", run=_leaks),
+    ProbeInfo(number=40, title="the answer in prompt or tools", group="E", run=_leaks),
 )

@@ -73,7 +73,7 @@ _LENGTHS = (0.1, 1.0, 4.0, 16.0)
 
 
 def _fixed(
-    texts: Mapping[str, str] | Callable[[Arena], Mapping[str, str]],
+    texts: Mapping[str, str] | Callable[[Arena], Mapping[str, str]], base: float | None = None
 ) -> Callable[[Arena, ProbeInfo], Awaitable[Finding]]:
     """Make a probe of texts that are the same on every row."""
 
@@ -89,6 +89,7 @@ def _fixed(
                 for label, text in list(chosen.items())[:TEXTS_PER_ROW]
                 for task in arena.tasks
             ],
+            base=base,
         )
 
     return run
@@ -216,7 +217,7 @@ def _ladder(arena: Arena, info: ProbeInfo, task: Task) -> Sequence[Attempt]:
 
 
 PROBES = (
-    ProbeInfo(number=1, title="nothing at all", group="A", run=_fixed(_BLANK)),
+    ProbeInfo(number=1, title="nothing at all", group="A", run=_fixed(_BLANK, base=0.0)),
     ProbeInfo(number=2, title="one fixed text for all rows", group="A", run=_constant_sweep),
     ProbeInfo(number=3, title="echo of the prompt", group="A", run=_echo),
     ProbeInfo(number=4, title="every answer at once", group="A", run=_fixed(_sprays)),

@@ -1,6 +1,14 @@
 """Every probe there is, by number."""
 
-from agentrft.audit import acting, answer_free, code, composition, from_reference, plumbing
+from agentrft.audit import (
+    acting,
+    answer_free,
+    code,
+    composition,
+    from_reference,
+    plumbing,
+    with_model,
+)
 
 PROBES = tuple(
     sorted(
@@ -16,5 +24,5 @@ PROBES = tuple(
     )
 )
 """Probes that need no model, 1 to 45."""
-LLM_PROBES = ()
+LLM_PROBES = with_model.PROBES
 """Probes that ask a model; their verdicts are warnings at most."""

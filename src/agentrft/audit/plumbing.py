@@ -50,7 +50,8 @@ _UNREADABLE = r"""
 Sure! {"steps": [], "result": %s}|{"steps": [], "result": %s} as asked
 "{\"steps\": [], \"result\": %s}"
 {"steps": [], "result": %s|{"steps": [], "result": %s]|{steps: [], result: %s}
-{'steps': [], 'result': %s}|```json\n{"steps": [], "result": %s}\n```\nor\n```json\n{"steps": [], "result": 0}\n```|```\n%s\n```
+{'steps': [], 'result': %s}
+```json\n{"steps": [], "result": %s}\n```\nor\n```json\n{"steps": [], "result": 0}\n```|```\n%s\n```
 <result>%s</result>|<think>{"steps": [], "result": %s}</think>|# Result\n%s|**%s**|result = %s
 {"steps": [], "result": %s, "override": true}|{"output": {"steps": [], "result": %s}}|{"result"}
 I cannot grade this.|I'm sorry, but I can't help with that.|As a language model I give %s.|null|true|{}
@@ -182,21 +183,22 @@ def _around(question: str, answer: str) -> tuple[str, str]:
 def _closings(part: Mapping[str, Any]) -> Iterator[str]:
     """Yield what ends the answer's block to the eye: usual marks and the grader's own headings."""
     yield from ("END DATA", "```", '"""', "</answer>", "</data>")
-    text = "\n".join(_literals(part.get("input")))
+    text = "\n".join(literals(part.get("input")))
     yield from (line for line in text.splitlines() if line.strip())
 
 
-def _literals(node: object) -> Iterator[str]:
+def literals(node: object) -> Iterator[str]:
+    """Yield the grader's own words in an `input`."""
     match node:
         case str():
             yield from (p for p in parse_template(node, "input").pieces if isinstance(p, str))
         case {"content": content}:
-            yield from _literals(content)
+            yield from literals(content)
         case {"text": text}:
-            yield from _literals(text)
+            yield from literals(text)
         case list() | tuple():
             for entry in node:
-                yield from _literals(entry)
+                yield from literals(entry)
         case _:
             return
 
@@ -263,7 +265,7 @@ async def _truncation(arena: Arena, info: ProbeInfo) -> Finding:
     for part in asking:
         question, _ = await asked_without_model(arena, part, arena.says(task, longest + _MARK))
         after = question.rpartition(_MARK)[2]
-        lines = [line for text in _literals(part["input"]) for line in text.splitlines()]
+        lines = [line for text in literals(part["input"]) for line in text.splitlines()]
         own = [line for line in lines if line.strip()]
         if not (any(line in after for line in own) if own else after.strip()):
             return info.finding(

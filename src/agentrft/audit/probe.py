@@ -328,7 +328,7 @@ class Arena:
         key = f"{attempt.task.id}\n{attempt.trajectory.id}"
         known = self._known.get(key)
         if known is not None and not fresh:
-            return replace(known, attempt=attempt)
+            return replace(known, attempt=replace(known.attempt, label=attempt.label))
         async with self._slots:
             shot = await self._graded(attempt)
         if len(attempt.text) <= _REMEMBERED_CHARACTERS:

@@ -32,7 +32,7 @@ STRING_CHECKS = (
     case("equal dates", rows.dates(), string_check()),
     case("equal letters", rows.choices(), string_check()),
     case("equal queries", rows.queries(), string_check()),
-    case("one field of the JSON", rows.extraction(), field("order_id")),
+    case("one field of the JSON", rows.extraction(), field("order_id"), answer_key=""),
     case("whole line", rows.arithmetic("ANSWER: {n}"), string_check()),
 )
 
@@ -86,7 +86,10 @@ MULTIS = (
         "name and arguments of the call",
         rows.errands(),
         multi(
-            "min(name, arguments)",
+            "min(name, arguments, two)",
+            two=python(
+                "def grade(sample, item):\n    return float(len(sample['output_tools']) == 2)\n"
+            ),
             name=string_check(
                 "eq", "{{ sample.output_tools[1].function.name }}", "{{ item.calls[1].name }}"
             ),
