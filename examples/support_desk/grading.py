@@ -122,6 +122,12 @@ def _order_id(arguments: str) -> str:
         return ""
 
 
+def claims(text: str) -> bool:
+    """Return whether a reply says that something was done."""
+    reply = text.lower()
+    return _CLAIM.search(reply) is not None or " goes to " in reply
+
+
 def judge(text: str, row: Mapping[str, Any]) -> Reply:
     """Compare a reply with the facts of a row: the right one in it, none that contradicts."""
     expect = row["expect"]

@@ -139,8 +139,8 @@ class MonitorConfig:
     action: Literal["alert", "screen", "pause"] = "pause"
     """How far an alarm may go: told, flagged rollouts left out of the gradient, the run paused."""
     canary_share: float = 0.02
-    """Share of train tasks that get a corrupted reference and stay out of the gradient; at least one
-    task if above 0 and the grader reads a reference."""
+    """Share of train tasks that get a corrupted reference and stay out of the gradient; at least two
+    tasks if above 0 and the grader reads a reference."""
     second_model: str = ""
     """Entry of `grader_models` that grades a part of each evaluation again; empty for none."""
 

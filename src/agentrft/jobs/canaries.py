@@ -13,6 +13,8 @@ from agentrft.core.task import Task
 from agentrft.jobs.preflight import grader_keys
 from agentrft.rollout.environment import PythonEnvironments
 
+LEAST = 2
+"""Canary tasks: as many as must score for the monitor to act."""
 CORRUPTED_WITH = 16
 """Other rows that are tried for a wrong reference that differs from the right one."""
 
@@ -47,7 +49,7 @@ def canary_tasks(
             if twin := next(filter(None, twins), None):
                 yield replace(twin, id=f"canary-{task.id}")
 
-    return tuple(islice(found(), max(1, round(share * len(tasks)))))
+    return tuple(islice(found(), max(LEAST, round(share * len(tasks)))))
 
 
 def _corrupted(

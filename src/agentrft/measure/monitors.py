@@ -32,6 +32,8 @@ RARE = 0.01
 """Share that a baseline of nothing counts as."""
 LEAST_ROLLOUTS = 3
 """Rollouts without which a share says nothing."""
+ROUNDING = 1e-9
+"""A difference of 0.5 and 0.4 reaches 0.1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +146,8 @@ def _reaches(monitor: Monitor, measured: Measured | None, threshold: float | Non
     if measured is None or threshold is None:
         return False
     if monitor.below:
-        return measured.value <= threshold
-    return measured.value >= threshold
+        return measured.value <= threshold + ROUNDING
+    return measured.value >= threshold - ROUNDING
 
 
 def _train_minus_gold(history: History) -> Measured | None:
@@ -236,13 +238,15 @@ def _shared_text(history: History) -> Measured | None:
 
 
 def _grown(sign: Callable[[Reading], Sign]) -> Callable[[History], Measured | None]:
-    """A share that counts if it is half as large again as at the start."""
+    """A share that counts if it is half as large again as when it was first measured."""
 
     def measure(history: History) -> Measured | None:
-        start, now = sign(history[0]).value or 0.0, sign(history[-1])
-        if now.value is None:
+        values = [value for reading in history if (value := sign(reading).value) is not None]
+        now = sign(history[-1])
+        if now.value is None or len(values) < 2:
             return None
-        counts = now.value >= 1.5 * start and len(now.shown_by) >= LEAST_ROLLOUTS
+        start = values[0]
+        counts = now.value >= 1.5 * start - ROUNDING and len(now.shown_by) >= LEAST_ROLLOUTS
         return Measured(value=now.value, shown_by=now.shown_by, may_warn=counts, may_act=counts)
 
     return measure
