@@ -162,6 +162,7 @@ async def _audited(
     """Audit, and look for a better grader where this one was refused or fooled."""
     from agentrft.audit.catalogue import LLM_PROBES, PROBES
     from agentrft.audit.fixes import suggestions
+    from agentrft.audit.probe import Verdict
     from agentrft.audit.run import audit as run_audit
     from agentrft.core.errors import ConfigError
     from agentrft.jobs.progress import BarProgress
@@ -186,7 +187,8 @@ async def _audited(
                 command=command,
                 on_finding=found,
             )
-            if not report.blocked or only or task:
+            fooled = any(finding.verdict is Verdict.FOOLED for finding in report.findings)
+            if only or task or not (fooled or report.blocked):
                 return report
             phase.note("looking for a grader that does better")
             return replace(report, suggestions=await suggestions(subject, settings, report))
