@@ -3,6 +3,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from agentrft.core.trajectory import (
     Trajectory,
     Turn,
 )
+from agentrft.measure.monitors import Alarm, Level
 from agentrft.measure.page import script_json
 from agentrft.measure.report import (
     SCHEMA_FILE,
@@ -46,6 +48,8 @@ def rollout(
     family: str = "lookup",
     text: str = "Sent.",
     calls: int = 1,
+    gold: float | None = None,
+    trace: str = "trace_1",
 ) -> RolloutRecord:
     turn = Turn(
         observation_ids=(1, 2),
@@ -62,7 +66,7 @@ def rollout(
         parse_failures=(ParseFailure(raw=text, reason=text),),
     )
     trajectory = Trajectory(
-        id="trace_1",
+        id=trace,
         task_id=task,
         model="m",
         spec_hash="s",
@@ -78,7 +82,9 @@ def rollout(
         explanation=text,
         failure=FAULT if score is None else None,
     )
-    graded = GradedTrajectory(trajectory=trajectory, grade=grade)
+    graded = GradedTrajectory(
+        trajectory=trajectory, grade=grade, gold=None if gold is None else Grade(score=gold)
+    )
     return RolloutRecord(stage="x", split=split, step=step, family=family, graded=graded)
 
 
@@ -101,7 +107,9 @@ def trained() -> ReportInput:
         for g in range(4)
     ]
     validation = [
-        rollout(f"v{t}", 0.5, split="validation", step=step) for step in (1, 3) for t in range(3)
+        rollout(f"v{t}", 0.5, split="validation", step=step, gold=0.25, trace=f"trace_v{t}")
+        for step in (1, 3)
+        for t in range(3)
     ]
     families = ["lookup", "refund"]
     holdout = [
@@ -119,12 +127,25 @@ def trained() -> ReportInput:
             name="reinforcement",
             records=[*holdout[2], *training, *validation],
             metrics=[StepMetrics(step=1, values={"kl": math.nan})],
+            alarms=[an_alarm("warn", 1), an_alarm("act", 3)],
         ),
         config={"tools": [{"name": "get", "headers": {"Authorization": "Bearer s3cret"}}]},
         phase_s={"base": 2.0, "reinforcement": 6.0},
         seeds=(0, 1),
         model="m",
         created_at=1_000_000.0,
+    )
+
+
+def an_alarm(level: Level, step: int, text: str = "train minus gold is 0.25") -> Alarm:
+    return Alarm(
+        step=step,
+        monitor="train_minus_gold",
+        level=level,
+        value=0.25,
+        threshold=0.1,
+        message=text,
+        evidence=("trace_v1", "trace_v0", "trace_gone"),
     )
 
 
@@ -362,6 +383,7 @@ def test_the_charts_hold_the_numbers_of_the_summary(tmp_path: Path) -> None:
     assert [t["name"] for t in reward if "name" in t] == [
         "reinforcement, training tasks",
         "reinforcement, validation",
+        "reinforcement, held-out grader",
     ]
     assert reward[2]["y"] == [point.score for point in tuned.training]
     assert reward[0]["y"] == [point.low for point in tuned.training]
@@ -410,6 +432,7 @@ def _everywhere(text: str) -> ReportInput:
             name=f"{text}{i}",
             records=records,
             metrics=[StepMetrics(step=1, values={text: 1.0, "loss": 1.0})],
+            alarms=[replace(an_alarm("act", 1, text), monitor=text, evidence=("trace_1",))],
         )
         for i in range(2)
     ]
@@ -422,6 +445,30 @@ def _everywhere(text: str) -> ReportInput:
         phase_s={text: 1.0},
         holdout_looks=9,
     )
+
+
+def test_alarms_lead_to_the_rollouts_that_show_them(tmp_path: Path) -> None:
+    report = build_report(trained())
+    assert "reinforcement, step 3: train minus gold is 0.25" in printed(report).replace("\n", " ")
+    html = write_report(report, tmp_path).html.read_text(encoding="utf-8")
+    assert html.count('<a href="#trace_v1">1</a> <a href="#trace_v0">2</a></td>') == 2
+    assert html.count('id="trace_v1"') == html.count('id="trace_v0"') == 1
+    assert "score 0.50, held out 0.25" in html
+    assert "trace_gone" not in html
+    assert "<h2>Alarms</h2>" not in write_report(
+        build_report(given(stage("base", [1.0]))), tmp_path
+    ).html.read_text(encoding="utf-8")
+
+
+def test_the_held_out_grader_is_drawn_beside_validation(tmp_path: Path) -> None:
+    html = write_report(build_report(trained()), tmp_path).html.read_text(encoding="utf-8")
+    (held_out,) = [
+        trace
+        for traces in drawn(Page(html))
+        for trace in traces
+        if "held-out" in str(trace.get("name"))
+    ]
+    assert (held_out["x"], held_out["y"]) == ([1, 3], [0.25, 0.25])
 
 
 def test_a_string_inside_a_script_cannot_leave_it() -> None:

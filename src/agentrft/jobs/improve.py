@@ -12,7 +12,7 @@ from pathlib import Path
 from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
-from agentrft.core.run import Method, RolloutRecord, Split, StepMetrics
+from agentrft.core.run import Event, Method, RolloutRecord, Split, StepMetrics
 from agentrft.core.task import Task
 from agentrft.jobs.audit import caveats, gate, project_subject
 from agentrft.jobs.checkpoints import deliverable
@@ -24,6 +24,7 @@ from agentrft.jobs.reinforcement import reinforce, serving
 from agentrft.jobs.serving import ServedModel, first_step, served_model
 from agentrft.jobs.supervised import demonstration_samples, imitate
 from agentrft.jobs.validation import task_sets
+from agentrft.measure.monitors import alarms_of
 from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
 from agentrft.store.codec import load_config
 from agentrft.store.home import Home
@@ -106,6 +107,7 @@ async def holdout_stage(
         name=stage,
         records=(*training.read_all(RolloutRecord), *records),
         metrics=training.read_all(StepMetrics),
+        alarms=alarms_of(training.read_all(Event)),
     )
 
 
@@ -208,6 +210,7 @@ def report_again(home: Home, run_id: str) -> tuple[Report, Path]:
                 name=name,
                 records=[record for child in children for record in child.read_all(RolloutRecord)],
                 metrics=[step for child in children for step in child.read_all(StepMetrics)],
+                alarms=[a for child in children for a in alarms_of(child.read_all(Event))],
             )
         )
     stages = [stage for stage in stages if stage.records]

@@ -55,13 +55,17 @@ def _reward(summary: Summary) -> Sequence[Figure]:
         if stage.validation:
             label = f"{escape(stage.name)}, validation"
             traces.append(_validation(stage.validation, label))
+        judged = [point for point in stage.validation if point.gold is not None]
+        if judged:
+            traces.append(_gold(judged, f"{escape(stage.name)}, held-out grader"))
     if not traces:
         return ()
     return (
         Figure(
             title="Reward over training",
             caption="Mean score of each step's rollouts. Bands and bars are 95% intervals, "
-            "clustered by task.",
+            "clustered by task. A held-out grader looks at the validation rollouts; if it falls "
+            "behind, the policy learns what only the grader pays for.",
             traces=traces,
             layout=_layout(xaxis={"title": {"text": "optimizer step"}}, yaxis=_score_axis()),
         ),
@@ -267,6 +271,20 @@ def _validation(points: Sequence[StepPoint], name: str) -> dict[str, Any]:
         "error_y": _whiskers(estimates, tint),
         "line": {"color": tint, "width": 1.5, "dash": "dot"},
         "marker": {"size": 7},
+        "hovertemplate": "step %{x}: %{y:.3f}<extra></extra>",
+    }
+
+
+def _gold(points: Sequence[StepPoint], name: str) -> dict[str, Any]:
+    tint = STAGE_COLORS[1]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": [point.step for point in points],
+        "y": [point.gold for point in points],
+        "line": {"color": tint, "width": 2},
+        "marker": {"size": 7, "symbol": "diamond"},
         "hovertemplate": "step %{x}: %{y:.3f}<extra></extra>",
     }
 

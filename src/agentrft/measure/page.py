@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 
 from agentrft.core.grade import GradedTrajectory
-from agentrft.core.trajectory import Turn
+from agentrft.measure.alarm_section import alarm_section
 from agentrft.measure.figures import Figure, color, figures
 from agentrft.measure.statistics import Estimate, PairedDifference
 from agentrft.measure.summary import (
@@ -21,6 +21,7 @@ from agentrft.measure.summary import (
     measured_tasks,
     score_of,
 )
+from agentrft.measure.transcript import block, turn_blocks
 
 _SAMPLES = 6
 
@@ -44,6 +45,7 @@ def page(given: ReportInput, summary: Summary) -> str:
             *(f'<p class="warning">{escape(text)}</p>' for text in summary.warnings),
             _cards(given, summary),
             _comparisons(summary.comparisons),
+            alarm_section(given),
             *(_figure(f"figure-{i}", figure) for i, figure in enumerate(charts)),
             _samples(given),
             _method(given, summary),
@@ -194,7 +196,7 @@ def _samples(given: ReportInput) -> str:
     parts = ["<h2>The same tasks, stage by stage</h2>"]
     for task, verdict in _chosen([tasks for _, _, tasks in measured], given.pass_threshold):
         prompt = measured[0][2][task][0].trajectory.prompt
-        asked = "".join(_block(m.role, m.content) for m in prompt if m.role == "user")
+        asked = "".join(block(m.role, m.content) for m in prompt if m.role == "user")
         columns = "".join(
             _column(index, name, tasks[task][0], given.pass_threshold)
             for index, name, tasks in measured
@@ -251,31 +253,8 @@ def _column(index: int, name: str, graded: GradedTrajectory, threshold: float) -
         f'<div class="soft">{escape(trajectory.stop_reason.value.replace("_", " "))} · '
         f"{len(trajectory.tool_calls)} tool calls · {trajectory.sampled_tokens} tokens · "
         f"{trajectory.duration_s:.1f} s</div>{note}"
-        f"{''.join(_turn(turn) for turn in trajectory.turns)}</div>"
+        f"{''.join(turn_blocks(turn) for turn in trajectory.turns)}</div>"
     )
-
-
-def _turn(turn: Turn) -> str:
-    blocks: list[str] = []
-    if turn.message.content:
-        blocks.append(_block("assistant", turn.message.content))
-    blocks += [
-        _block("", f"{call.name} {call.arguments}", "call") for call in turn.message.tool_calls
-    ]
-    blocks += [
-        _block(f"unreadable call: {failure.reason}", failure.raw, "call failed")
-        for failure in turn.parse_failures
-    ]
-    blocks += [
-        _block("", result.content, "result failed" if result.is_error else "result")
-        for result in turn.tool_results
-    ]
-    return "".join(blocks)
-
-
-def _block(label: str, text: str, kind: str = "") -> str:
-    heading = f"<b>{escape(label)}</b>" if label else ""
-    return f'<div class="message {kind}">{heading}{escape(text)}</div>'
 
 
 def _method(given: ReportInput, summary: Summary) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from agentrft.core.grade import GradedTrajectory, Outcome
 from agentrft.core.run import RolloutRecord, Split, StepMetrics
+from agentrft.measure.monitors import Alarm
 from agentrft.measure.statistics import (
     Estimate,
     PairedDifference,
@@ -36,6 +37,8 @@ class StageResult:
     records: Sequence[RolloutRecord]
     """Those of the report's split are compared; training and validation are drawn by their step."""
     metrics: Sequence[StepMetrics] = ()
+    alarms: Sequence[Alarm] = ()
+    """What monitors raised while it trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,8 @@ class StepPoint:
     """95% interval of the mean score, clustered by task."""
     tool_calls: float
     sampled_tokens: float
+    gold: float | None
+    """Mean of the held-out grader; None if it was not asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +145,7 @@ class StageSummary:
     spread: tuple[TaskSpread, ...]
     """Each task's last group of at least two rollouts of one policy, sorted by mean score."""
     metrics: tuple[StepMetrics, ...]
+    alarms: tuple[Alarm, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +198,7 @@ def _stage(stage: StageResult, given: ReportInput) -> StageSummary:
         spread_split=split,
         spread=spread,
         metrics=tuple(stage.metrics),
+        alarms=tuple(stage.alarms),
     )
 
 
@@ -263,9 +270,15 @@ def _points(stage: StageResult, split: Split) -> tuple[StepPoint, ...]:
                 high=interval.high,
                 tool_calls=_average(graded, tool_calls_of),
                 sampled_tokens=_average(graded, tokens_of),
+                gold=_gold(graded),
             )
         )
     return tuple(points)
+
+
+def _gold(rollouts: Sequence[GradedTrajectory]) -> float | None:
+    golds = [g.gold.score for g in rollouts if g.gold and g.gold.score is not None]
+    return statistics.fmean(golds) if golds else None
 
 
 def _spread(stage: StageResult) -> tuple[Split | None, tuple[TaskSpread, ...]]:
@@ -339,6 +352,10 @@ def _warnings(given: ReportInput, stages: Sequence[StageSummary]) -> Iterable[st
             f"This holdout has been measured {given.holdout_looks} times; every look makes it "
             "easier to fool yourself. Collect fresh tasks."
         )
+    for stage in given.stages:
+        for alarm in stage.alarms:
+            if alarm.level == "act":
+                yield f"{stage.name}, step {alarm.step}: {alarm.message}."
     ids: set[str] | None = None
     for stage, summary in zip(given.stages, stages, strict=True):
         if summary.measured is None:
