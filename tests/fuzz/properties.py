@@ -71,7 +71,7 @@ def by_python(text: str) -> float:
 _FUNCTIONS: Mapping[str, Callable[..., float]] = {
     "min": lambda *values: min(values),
     "max": lambda *values: max(values),
-    "abs": abs,
+    "abs": math.fabs,
     "floor": lambda value: float(math.floor(value)),
     "ceil": lambda value: float(math.ceil(value)),
     "exp": math.exp,

@@ -17,30 +17,16 @@ from agentrft.graders.template import parse_template, sample_of
 from agentrft.store.jsonl import check_upload
 from agentrft.store.rows import check_rows
 
-PIECES = ["{{", "}}", "{", "}", "item", "sample", ".", "x", "trap", "leak", "list", "[0]", "[1].k"]
-PIECES += [
-    '["x"]',
-    "['x']",
-    "output_text",
-    "output_json",
-    ".k",
-    " ",
-    "a",
-    "[",
-    "]",
-    '"',
-    "-1",
-    "\n",
-]
-TEMPLATES = st.lists(st.sampled_from(PIECES) | st.text(max_size=2), max_size=16).map("".join)
-PLACEHOLDERS = ["item.x", "item.trap", "item.list[0]", "item.list[1].k", 'item["leak"]']
-PLACEHOLDERS += [
-    "sample.output_text",
-    "sample.output_json",
-    "sample.output_json.k",
-    "item",
-    "item.y",
-]
+PIECES = """
+{{ }} { } item sample . x trap leak list [0] [1].k ["x"] ['x'] output_text output_json .k a [ ] " -1
+""".split()
+TEMPLATES = st.lists(st.sampled_from([*PIECES, " ", "\n"]) | st.text(max_size=2), max_size=16).map(
+    "".join
+)
+PLACEHOLDERS = """
+item.x item.trap item.list[0] item.list[1].k item["leak"] item item.y
+sample.output_text sample.output_json sample.output_json.k
+""".split()
 MOSTLY_VALID = st.lists(
     st.sampled_from([f"{{{{ {path} }}}}" for path in PLACEHOLDERS]) | st.text(max_size=3)
 ).map("".join)

@@ -8,6 +8,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from attacks.attack import Attack, Outcome
@@ -20,7 +21,7 @@ from agentrft.core.errors import ConfigError
 from agentrft.sandbox.levels import Level, survey
 from agentrft.sandbox.local import open_sandbox
 
-LEVELS = ("L2", "L1")
+LEVELS: tuple[Literal["L2", "L1"], ...] = ("L2", "L1")
 FOREIGN_TO_THIS_KERNEL = ("ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT", "ENODEV")
 
 
@@ -37,9 +38,11 @@ def world(shared_world: World) -> Iterator[World]:
     shared_world.end_survivors()
 
 
-async def in_the_sandbox(level: str, attack: Attack, world: World, images: Path) -> Outcome:
+async def in_the_sandbox(
+    level: Literal["L2", "L1"], attack: Attack, world: World, images: Path
+) -> Outcome:
     try:
-        sandbox = open_sandbox(SandboxConfig(level=level), images=images)  # pyright: ignore[reportArgumentType]
+        sandbox = open_sandbox(SandboxConfig(level=level), images=images)
     except ConfigError as missing:
         pytest.skip(f"{level} is not to be had here: {missing}")
     try:
@@ -53,7 +56,9 @@ async def in_the_sandbox(level: str, attack: Attack, world: World, images: Path)
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ATTACKS)
-def test_no_attack_gets_through(name: str, level: str, world: World, tmp_path: Path) -> None:
+def test_no_attack_gets_through(
+    name: str, level: Literal["L2", "L1"], world: World, tmp_path: Path
+) -> None:
     attack = ATTACKS[name]
     outcome = asyncio.run(in_the_sandbox(level, attack, world, tmp_path))
     evidence = attack.got_through(outcome)

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from benign.graders import BENIGN, Benign
@@ -28,11 +29,13 @@ async def graded(sandbox: LocalSandbox, grader: Benign) -> list[FunctionResult]:
 
 @pytest.mark.parametrize("level", ["L2", "L1"])
 @pytest.mark.parametrize("name", BENIGN)
-def test_an_ordinary_grader_gets_the_right_score(name: str, level: str, tmp_path: Path) -> None:
+def test_an_ordinary_grader_gets_the_right_score(
+    name: str, level: Literal["L2", "L1"], tmp_path: Path
+) -> None:
     if "sympy" in name:
         pytest.importorskip("sympy")
     try:
-        sandbox = open_sandbox(SandboxConfig(level=level), images=tmp_path)  # pyright: ignore[reportArgumentType]
+        sandbox = open_sandbox(SandboxConfig(level=level), images=tmp_path)
     except ConfigError as missing:
         pytest.skip(f"{level} is not to be had here: {missing}")
     results = asyncio.run(graded(sandbox, BENIGN[name]))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -20,7 +21,7 @@ from agentrft.core.protocols import Function, FunctionFault
 from agentrft.sandbox.local import LocalSandbox, open_sandbox
 
 CALLS = int(os.environ.get("AGENTRFT_SANDBOX_CALLS", "300"))
-LEVELS = ("L2", "L1")
+LEVELS: tuple[Literal["L2", "L1"], ...] = ("L2", "L1")
 
 GRADER = """
 import os, signal, tempfile, threading, time
@@ -58,9 +59,9 @@ FAULTS = {
 }
 
 
-def opened(level: str, images: Path) -> LocalSandbox:
+def opened(level: Literal["L2", "L1"], images: Path) -> LocalSandbox:
     try:
-        return open_sandbox(SandboxConfig(level=level), images=images)  # pyright: ignore[reportArgumentType]
+        return open_sandbox(SandboxConfig(level=level), images=images)
     except ConfigError as missing:
         pytest.skip(f"{level} is not to be had here: {missing}")
 
@@ -132,7 +133,7 @@ async def many_calls(sandbox: LocalSandbox) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_many_calls_leave_nothing(level: str, tmp_path: Path) -> None:
+def test_many_calls_leave_nothing(level: Literal["L2", "L1"], tmp_path: Path) -> None:
     asyncio.run(few_calls(opened(level, tmp_path)))  # what is opened once for good stands before
     before = left_by(os.getpid())
     asyncio.run(many_calls(opened(level, tmp_path)))
@@ -148,6 +149,7 @@ async def few_calls(sandbox: LocalSandbox) -> None:
 PARENT = """
 import asyncio, sys
 from pathlib import Path
+from typing import Literal
 from agentrft.core.config import SandboxConfig
 from agentrft.core.protocols import Function
 from agentrft.sandbox.local import open_sandbox
@@ -178,7 +180,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_no_worker_outlives_a_killed_parent(level: str, tmp_path: Path) -> None:
+def test_no_worker_outlives_a_killed_parent(level: Literal["L2", "L1"], tmp_path: Path) -> None:
     asyncio.run(opened(level, tmp_path).close())
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, level, str(tmp_path)], stdout=subprocess.PIPE

@@ -111,7 +111,7 @@ def attack(item, number):
         source="""
 def attack(item, number):
     os.chdir(tempfile.gettempdir())
-    for depth in range(3000):
+    for depth in range(1500):
         os.mkdir(item["marker"])
         os.chdir(item["marker"])
 """,

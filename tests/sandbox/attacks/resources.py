@@ -149,7 +149,7 @@ def attack(item, number):
     held = 0
     for place in ("/dev/shm", "/run/lock", "/run/shm"):
         try:
-            for part in range({MEMORY} // (1 << 24) + 1):
+            for part in range(0 if held > {MEMORY} else {MEMORY} // (1 << 24) + 1):
                 path = os.path.join(place, f"{{item['marker']}}-{{part}}")
                 with open(path, "wb", 0) as file:
                     held += file.write(b"x" * (1 << 24))
@@ -345,6 +345,7 @@ def attack(item, number):
     Attack(
         name="pours out standard output",
         judge=grown,
+        timeout_s=3.0,
         source="""
 def attack(item, number):
     block = b"x" * (1 << 20)

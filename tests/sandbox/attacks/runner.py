@@ -47,6 +47,7 @@ def arguments(number: int, item: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"output_text": f"sample {number}", "number": number}, item]
 
 
+STILL_RUNNING = "still running"
 HONEST_SAMPLE = [{"well": True}, dict[str, Any]()]
 
 
@@ -109,10 +110,14 @@ class TrustingHost:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._selector = selectors.DefaultSelector()
-        self._said = {self._process.stdout: bytearray(), self._process.stderr: bytearray()}
-        for stream in self._said:
+        self._said = bytearray()
+        self._complained = bytearray()
+        for stream, buffer in (
+            (self._process.stdout, self._said),
+            (self._process.stderr, self._complained),
+        ):
             os.set_blocking(stream.fileno(), False)
-            self._selector.register(stream, selectors.EVENT_READ)
+            self._selector.register(stream, selectors.EVENT_READ, buffer)
         self.does_not_end = False
         self._send(source)
 
@@ -132,28 +137,29 @@ class TrustingHost:
             self._process.kill()
             self._process.wait()
         self._selector.close()
-        for stream in self._said:
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
             stream.close()
 
     def call(self, given: Sequence[Any], timeout_s: float) -> FunctionResult:
         """Grade; a clean exit counts as passed, and a call that goes on and on as a value."""
         self._send(given)
+        if reply := self._reply():  # one too many for the call before
+            return reply
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             for key, _ in self._selector.select(timeout=0.02):
-                stream = key.fileobj
-                assert not isinstance(stream, int)
-                block = os.read(stream.fileno(), 1 << 20)
+                block = os.read(key.fd, 1 << 20)
                 if not block:
-                    self._selector.unregister(stream)
-                self._said[stream] += block  # pyright: ignore[reportArgumentType]
-            if reply := self._reply():
-                return reply
+                    self._selector.unregister(key.fileobj)
+                key.data.extend(block)
+                if b"\n" in block and (reply := self._reply()):
+                    return reply
             if self._process.poll() is not None:
                 if self._process.returncode == 0:
                     return FunctionResult(value=1.0, detail="it exited with status 0")
                 return FunctionResult(fault=FunctionFault.RESOURCES)
-        return FunctionResult(value="still running", duration_s=timeout_s)
+        return FunctionResult(value=STILL_RUNNING, duration_s=timeout_s)
 
     def _send(self, message: object) -> None:
         assert self._process.stdin is not None
@@ -161,12 +167,11 @@ class TrustingHost:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
     def _reply(self) -> FunctionResult | None:
-        said = self._said[self._process.stdout]  # pyright: ignore[reportArgumentType]
-        while b"\n" in said:
-            line, _, rest = said.partition(b"\n")
-            said[:] = rest
+        while b"\n" in self._said:
+            line, _, rest = self._said.partition(b"\n")
+            self._said[:] = rest
             try:
-                kind, value, *took = pickle.loads(base64.b64decode(line, validate=True))
+                kind, value, *took = pickle.loads(base64.b64decode(line))
             except Exception:  # what a grader prints besides
                 continue
             if kind == "raised":
@@ -185,7 +190,7 @@ def unleashed(attack: Attack, world: World, folder: Path) -> Outcome:
             for number in range(attack.calls)
         )
         grown = peak.grown_bytes()
-        well = host.call(HONEST_SAMPLE, 5.0).value == 7
+        well = results[-1].value != STILL_RUNNING and host.call(HONEST_SAMPLE, 2.0).value == 7
     return Outcome(
         results=results,
         hung=False,

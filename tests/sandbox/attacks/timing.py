@@ -39,6 +39,7 @@ def attack(item, number):
     Attack(
         name="is never done with being imported",
         judge=any_value,
+        timeout_s=1.0,
         import_timeout_s=1.0,
         spoils_import=True,
         source="""
@@ -49,6 +50,7 @@ while True:
     Attack(
         name="waits for ever while it is imported",
         judge=any_value,
+        timeout_s=1.0,
         import_timeout_s=1.0,
         spoils_import=True,
         source="""
@@ -58,6 +60,7 @@ threading.Event().wait()
     Attack(
         name="works on in a thread that it started while it was imported",
         judge=not_honest,
+        spoils_import=True,
         calls=3,
         source=f"""
 {POURING}
@@ -72,6 +75,7 @@ def attack(item, number):
     Attack(
         name="starts a process while it is imported that works on",
         judge=not_honest,
+        spoils_import=True,
         calls=2,
         source=f"""
 {POURING}

@@ -203,6 +203,7 @@ class Servers:
         self.heard = list[str]()
         self.addresses: Mapping[str, Any] = {}
         self._selector = selectors.DefaultSelector()
+        self._sockets = list[socket.socket]()
         self._open(folder)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -212,9 +213,9 @@ class Servers:
         """Stop listening."""
         self._stopped.set()
         self._thread.join()
-        for key in list(self._selector.get_map().values()):
-            key.fileobj.close()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
         self._selector.close()
+        for server in self._sockets:
+            server.close()
 
     def _open(self, folder: Path) -> None:
         abstract = f"agentrft-{secrets.token_hex(8)}"
@@ -241,6 +242,7 @@ class Servers:
             elif family is not socket.AF_UNIX:
                 addresses[name] = bound[1]
             self._selector.register(server, selectors.EVENT_READ, name)
+            self._sockets.append(server)
         self.addresses = addresses
 
     def _listen(self) -> None:
