@@ -7,6 +7,7 @@ a held-out grader; it ends when a monitor pauses it) and `gated` (the same grade
 state and reply). Whether a rollout hacks is found afterwards: its calls are repeated on a fresh shop.
 """
 
+# pyright: reportMissingImports=false
 import argparse
 import asyncio
 import json

@@ -256,7 +256,7 @@ def test_rollouts_are_measured_over_the_window() -> None:
     assert reading.length == Sign(20.0, ("long", "cut", "short"))
     assert reading.length_rank == pytest.approx(1.0)
     assert reading.tool_calls.value == pytest.approx(1 / 3)
-    assert reading.truncated == Sign(pytest.approx(1 / 3), ("cut",))
+    assert reading.truncated == Sign(1 / 3, ("cut",))
     assert reading.entropy.value == pytest.approx((10 * 1.0 + 30 * 0.2 + 20 * 0.5) / 60)
     assert reading.entropy.shown_by[0] == "long"
     assert reading.grader_errors == Sign(0.25, ("lost",))
@@ -271,7 +271,7 @@ def test_groups_are_flat_when_all_their_rollouts_score_the_same() -> None:
         rollout("e", task="t1", step=2),
         rollout("f", task="t1", step=2, score=0.0),
     ]
-    assert read(2, train=groups).zero_spread == Sign(pytest.approx(1 / 3), ("a",))
+    assert read(2, train=groups).zero_spread == Sign(1 / 3, ("a",))
 
 
 def test_the_best_outputs_share_a_template_across_tasks() -> None:
