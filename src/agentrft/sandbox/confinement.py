@@ -135,6 +135,7 @@ def boxed(plan: Plan, packages: tuple[str, ...], disk_bytes: int, control: int) 
         "--unshare-cgroup-try",
         *rights,
         "--die-with-parent",
+        "--as-pid-1",  # the guard: no signal from inside reaches it, and all end with it
         "--new-session",
         *("--hostname", "sandbox"),
         *("--size", str(disk_bytes), "--perms", "1777", "--tmpfs", FOLDER),

@@ -2,9 +2,9 @@
 
 import re
 import shutil
+import site
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +30,7 @@ def packages_of(image_tag: str, images: Path) -> tuple[str, ...]:
     Raises ConfigError for a tag that is not installed here.
     """
     if not image_tag:
-        paths = sysconfig.get_paths()
-        return tuple(dict.fromkeys((paths["purelib"], paths["platlib"])))
+        return tuple(folder for folder in site.getsitepackages() if Path(folder).is_dir())
     if TAG.fullmatch(image_tag) is None:
         raise ConfigError(f"image_tag: {image_tag!r} is no name of a package set")
     folder = _site(images / image_tag)

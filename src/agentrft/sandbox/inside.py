@@ -7,6 +7,7 @@ Nothing here is believed outside: the parent reads every answer from a pipe of i
 """
 
 import base64
+import contextlib
 import ctypes
 import gc
 import json
@@ -183,8 +184,8 @@ def _os_error(call: str) -> OSError:
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ = 1 << 0 | 1 << 2 | 1 << 3
 """Execute, read a file, list a folder."""
-_WRITE_FILE, _TRUNCATE, _DEVICE = 1 << 1, 1 << 14, 1 << 15
-_WRITE = _READ | _WRITE_FILE | 0b1_0111_1011 << 4 | _TRUNCATE | 1 << 13
+_WRITE_FILE, _MOVE, _TRUNCATE, _DEVICE = 1 << 1, 1 << 13, 1 << 14, 1 << 15
+_WRITE = _READ | _WRITE_FILE | 0b1_0111_1011 << 4 | _TRUNCATE | _MOVE
 """And write, truncate, move, make and remove files, folders, links, fifos, sockets; no devices."""
 _ON_FILES = 1 << 0 | _WRITE_FILE | 1 << 2 | _TRUNCATE | _DEVICE
 _FILE_RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15}
@@ -210,10 +211,13 @@ def fence(version: int, read: Sequence[str], write: Sequence[str]) -> None:
     _restrict(ruleset)
 
 
-def scope(version: int) -> None:
+def scope(version: int, folder: str) -> None:
     """Put whatever came before out of reach of signals from here on."""
     if version >= SCOPES_ABI:
-        _restrict(_ruleset(0, 0, 0b11))
+        # Every further ruleset forbids moves between folders, unless it says otherwise.
+        ruleset = _ruleset(_MOVE, 0, 0b11)
+        _allow(ruleset, folder, _MOVE)
+        _restrict(ruleset)
 
 
 def _ruleset(files: int, net: int, scoped: int) -> int:
@@ -256,23 +260,19 @@ def main() -> None:
     _, nonce, payload, pipe = receive(commands)
     settings = json.loads(payload)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
+    boxed = settings["parent"] == 0
     try:
-        confine(settings)
-        if settings["parent"]:  # without a process namespace this is what ends us with the parent
-            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != settings["parent"]:
-                os._exit(0)
-        if settings["parent"] and settings["alone"]:
-            _check_nobody_is_in_reach(settings["parent"])
-        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        if not boxed:
+            _confine_guard(settings)
         importer = os.fork()
         if importer == 0:
-            scope(settings["landlock"])
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})
+            # In a box the guard is process 1: out of reach, and with it all others end.
+            confine(settings) if boxed else scope(settings["landlock"], settings["folder"])
     except (Refused, OSError) as error:
         answer(pipe, nonce, fault="sandbox", detail=str(error))
         os._exit(1)
     if importer == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})
         os.setsid()
         os.umask(0o077)
         os.chdir(settings["folder"])
@@ -284,12 +284,17 @@ def main() -> None:
     _guard(commands, importer, settings)
 
 
-def _check_nobody_is_in_reach(parent: int) -> None:
-    try:
-        os.kill(parent, 0)
-    except PermissionError:
-        return
-    raise Refused("landlock: signals to processes outside are not stopped")
+def _confine_guard(settings: dict[str, Any]) -> None:
+    """Confine the guard with all it guards, and have it end with the parent."""
+    confine(settings)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != settings["parent"]:
+        os._exit(0)
+    if settings["alone"]:
+        with contextlib.suppress(PermissionError):
+            os.kill(settings["parent"], 0)
+            raise Refused("landlock: signals to processes outside are not stopped")
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _guard(commands: socket.socket, importer: int, settings: dict[str, Any]) -> NoReturn:
@@ -303,8 +308,9 @@ def _guard(commands: socket.socket, importer: int, settings: dict[str, Any]) -> 
         status = reaped.get(importer, status)
         if reaped.pop(-1, 0) or (program and importer in reaped):
             break
-    kill_everybody(settings, importer)
-    _reap(wait=True)
+    if settings["parent"]:
+        kill_everybody(settings, importer)
+        _reap(wait=True)
     if program:
         commands.sendall(SWEPT.pack(status, True))
     os._exit(0)
@@ -312,13 +318,11 @@ def _guard(commands: socket.socket, importer: int, settings: dict[str, Any]) -> 
 
 def kill_everybody(settings: dict[str, Any], group: int) -> None:
     """Kill all that runs inside but this process; without a fence only the group of `group`."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         if settings["alone"]:
             os.kill(-1, signal.SIGKILL)
         else:
             os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _reap(*, wait: bool) -> dict[int, int]:
@@ -416,7 +420,7 @@ def _call(
     os.closerange(3, pipe)
     os.closerange(pipe + 1, 1 << 10)
     os.setsid()
-    scope(settings["landlock"])
+    scope(settings["landlock"], settings["folder"])
     most = settings["call_cpu_s"]
     resource.setrlimit(resource.RLIMIT_CPU, (most, most))
     os.set_inheritable(pipe, False)

@@ -69,7 +69,9 @@ def probe():
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class Found:
+    """What a machine offers, and the plan that uses all of it."""
+
     layers: tuple[Layer, ...]
     plan: Plan
     """With every layer that holds; its level is the strongest."""
@@ -85,11 +87,15 @@ def survey() -> Survey:
 
 
 def plan_for(level: str, *, unsafe: bool) -> Plan:
-    """Return how to confine at `level`, or at the strongest for `auto`.
+    """Return how to confine here at `level`, or at the strongest for `auto`; see `choose`."""
+    return choose(_found(), level, unsafe=unsafe)
+
+
+def choose(found: Found, level: str, *, unsafe: bool) -> Plan:
+    """Return the plan of a level.
 
     Raises ConfigError naming the layers that are missing; with `unsafe`, L0 takes their place.
     """
-    found = _found()
     if level in {"auto", Level.L2} and found.l2:
         return found.plan
     if level in {"auto", Level.L1} and found.l1:
@@ -115,12 +121,12 @@ _NEEDED = {
 
 
 @cache
-def _found() -> _Found:
+def _found() -> Found:
     if not sys.platform.startswith("linux"):
         reason = "only Linux has it; run graders on a Linux machine"
         names = sorted(_NEEDED[Level.L1] | _NEEDED[Level.L2])
         missing = tuple(Layer(name=name, holds=False, detail=reason) for name in names)
-        return _Found(layers=missing, plan=Plan(level=Level.L0), l1=False, l2=False)
+        return Found(layers=missing, plan=Plan(level=Level.L0), l1=False, l2=False)
     plan, layers = _without_namespaces()
     boxed, bubblewrap = _in_namespaces(plan)
     layers["bubblewrap"] = bubblewrap
@@ -132,7 +138,7 @@ def _found() -> _Found:
         detail = f"{error}; until then processes of one call may together use more than its memory"
         layers["cgroup"] = Layer(name="cgroup", holds=False, detail=detail)
     holding = {name for name, layer in layers.items() if layer.holds}
-    return _Found(
+    return Found(
         layers=tuple(layers.values()),
         plan=boxed,
         l1=_NEEDED[Level.L1] <= holding,

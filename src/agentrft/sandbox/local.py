@@ -24,7 +24,7 @@ from agentrft.core.protocols import (
 from agentrft.sandbox.confinement import Level, Plan
 from agentrft.sandbox.images import packages_of
 from agentrft.sandbox.levels import plan_for
-from agentrft.sandbox.process import SandboxError
+from agentrft.sandbox.process import SandboxError, remove_stale_folders
 from agentrft.sandbox.programs import run_program
 from agentrft.sandbox.worker import Worker
 
@@ -50,6 +50,7 @@ def open_sandbox(config: SandboxConfig, *, images: Path, unsafe: bool = False) -
     if config.workers < 0:
         raise ConfigError(f"sandbox.workers: {config.workers} is negative; 0 takes all cores")
     plan = plan_for(config.level, unsafe=unsafe)
+    remove_stale_folders()
     if plan.level == Level.L0:
         warnings.warn(
             "graders run WITHOUT a sandbox: their code and whatever it evaluates can read every "
@@ -96,7 +97,8 @@ class LocalSandbox:
         too_old = time.monotonic() - IDLE_S
         for function, lane in list(self._lanes.items())[:-1]:
             if lane.idle and (len(self._lanes) > FUNCTIONS or lane.used_at < too_old):
-                self._lanes.pop(function).close()
+                # Elsewhere: it waits for processes to end, and here the event loop waits.
+                threading.Thread(target=self._lanes.pop(function).close).start()
 
     async def run(self, program: Program) -> ProgramResult:
         """Run a program to its end or its deadline; raises SandboxError if it cannot be started."""
@@ -123,6 +125,7 @@ class _Lane:
         self._workers: set[Worker] = set()
         self._free: list[Worker] = []
         self._pending = 0
+        self._closing = False
         self.used_at = time.monotonic()
 
     @property
@@ -142,8 +145,8 @@ class _Lane:
 
     def _call(self, arguments: Sequence[Any]) -> FunctionResult:
         result = self._try(arguments)
-        if result.fault == FunctionFault.SANDBOX:  # a fresh worker may do; nothing came of the call
-            return self._try(arguments)
+        if result.fault == FunctionFault.SANDBOX and not self._closing:
+            return self._try(arguments)  # a fresh worker may do; nothing came of the call
         return result
 
     def _try(self, arguments: Sequence[Any]) -> FunctionResult:
@@ -162,6 +165,7 @@ class _Lane:
 
     def close(self) -> None:
         """End the workers, then the threads."""
+        self._closing = True
         for worker in list(self._workers):
             worker.kill()
         self._threads.shutdown(cancel_futures=True)

@@ -28,6 +28,7 @@ TRUSTED_BYTES = 48 << 20
 TRUSTED_PROCESSES = 4
 SPARE_PROCESSES = 256
 """Without a user of its own, limits count the user's other processes too, which come and go."""
+FOLDER_PREFIX = "agentrft-sandbox-"
 CREDENTIALS = struct.Struct("3i")
 
 
@@ -111,7 +112,7 @@ class ConfinedProcess:
             )
             self.popen = subprocess.Popen(
                 command,
-                # Process 1 of the box is bubblewrap itself: what it has in its environment shows.
+                # What bubblewrap itself has in its environment could be seen from inside.
                 env={} if plan.bubblewrap else confinement.environment(self._view),
                 cwd="/",
                 pass_fds=[theirs.fileno()],
@@ -144,12 +145,10 @@ class ConfinedProcess:
         return text.decode(errors="replace").strip() or f"exit code {self.popen.returncode}"
 
     def _own_folder(self) -> str:
-        folder = tempfile.mkdtemp(prefix=f"agentrft-sandbox-{os.getpid()}-")
+        folder = tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-")
         if self._uid is not None:
             os.chown(folder, self._uid, self._uid)
-        # `rm` and not shutil: what nobody trusts may have nested folders without end.
-        remove = ["/bin/rm", "-rf", "--", folder]
-        self._stack.callback(subprocess.run, remove, check=False, stderr=subprocess.DEVNULL)
+        self._stack.callback(_remove, folder)
         return folder
 
     def begin(self, pipe: int, nonce: bytes, what: Mapping[str, Any]) -> None:
@@ -219,6 +218,20 @@ class ConfinedProcess:
     def close(self) -> None:
         """End everything inside and remove its group and its folder."""
         self._stack.close()
+
+
+def remove_stale_folders() -> None:
+    """Remove what is left of processes of ours that were killed before they could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*-*"):
+        owner = folder.name.removeprefix(FOLDER_PREFIX).split("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            _remove(str(folder))
+
+
+def _remove(folder: str) -> None:
+    # Not shutil: what nobody trusts may have nested folders without end.
+    remove = ["/bin/rm", "-rf", "--", folder]
+    subprocess.run(remove, check=False, stderr=subprocess.DEVNULL)
 
 
 def _tasks_of_user() -> int:

@@ -3,6 +3,7 @@
 What comes back is read here, from a pipe that only the one call got, and checked here.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -112,7 +113,8 @@ class Worker:
             process.send(inside.CALL, nonce, payload, writing.fileno())
             writing.close()
             outcome = read_answer(reading, nonce, deadline)
-            process.send(inside.SWEEP, nonce)
+            with contextlib.suppress(OSError):  # gone with the call: no sweep comes back then
+                process.send(inside.SWEEP, nonce)
             swept = process.swept(SWEEP_S)
             trailing = swept is not None and _has_more(reading)
         value, fault, detail = outcome
@@ -204,27 +206,35 @@ def _parsed(text: bytes) -> Outcome:
     try:
         fields = json.loads(text, parse_constant=_refuse)
         if not _is_plain(fields, LARGEST_NESTING):
-            return None, FunctionFault.RESULT, "the value is nested too deep or not finite"
+            return None, FunctionFault.RESULT, _NOT_PLAIN
         if set(fields) == {"value"}:
             return fields["value"], None, ""
-        return (
-            None,
-            FunctionFault(fields["fault"]),
-            str(fields["detail"])[: inside.DETAIL_CHARACTERS],
-        )
+        return None, FunctionFault(fields["fault"]), _printable(str(fields["detail"]))
     except (ValueError, RecursionError, TypeError, KeyError) as error:
-        return None, FunctionFault.RESULT, f"the value is not JSON: {error}"
+        return None, FunctionFault.RESULT, _printable(f"the value is not JSON: {error}")
 
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is not a finite number")
 
 
+def _printable(text: str) -> str:
+    """Return text that does nothing to the terminal or the page of who reads it."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)[: inside.DETAIL_CHARACTERS]
+
+
+_NOT_PLAIN = "the value is nested too deep, not finite, or holds half a surrogate pair"
+
+
 def _is_plain(value: Any, depth: int) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
     if isinstance(value, dict):
-        return depth > 0 and all(_is_plain(item, depth - 1) for item in value.values())
+        parts = [*value, *value.values()]
+        return depth > 0 and all(_is_plain(part, depth - 1) for part in parts)
     if isinstance(value, list):
         return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
     return True
