@@ -243,3 +243,16 @@ def test_graders_get_what_the_caller_opened_for_this_config(tmp_path: Path) -> N
 
     open_project(a_project(tmp_path / "p"), backends=backends)
     assert asked == ["p"]
+
+
+def test_a_sibling_means_the_file_of_the_project_that_is_opened(tmp_path: Path) -> None:
+    lines = '[grader]\ntype = "function"\nfunction = "graders.py:NAME"\n'
+    graders = (
+        "from agentrft import grader\nfrom price import PRICE\n\n"
+        "def fixed(task, trajectory):\n    return PRICE\n\n"
+        "fixed.__name__ = PRICE\nglobals()[PRICE] = grader(fixed)\n"
+    )
+    for name in ("cheap", "dear"):
+        folder = a_graded_project(tmp_path / name, lines.replace("NAME", name), graders)
+        (folder / "price.py").write_text(f"PRICE = {name!r}\n")
+        assert open_project(folder).grader.name == name

@@ -56,9 +56,21 @@ def _import_file(path: Path) -> ModuleType:
         raise ConfigError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    _make_importable(path.resolve().parent)
     with boundary(ConfigError, str(path)):
         spec.loader.exec_module(module)
     return module
+
+
+def _make_importable(folder: Path) -> None:
+    """Let `import sibling` mean the file in this folder, whatever another project so named."""
+    for sibling in folder.glob("*.py"):
+        known = getattr(sys.modules.get(sibling.stem), "__file__", None)
+        if known is None or Path(known).resolve().parent == folder:
+            continue
+        installed = Path(known).resolve().is_relative_to(sys.prefix)
+        if not installed and sibling.stem not in sys.stdlib_module_names:
+            del sys.modules[sibling.stem]
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    sys.path.insert(0, str(folder))
