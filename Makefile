@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= passive
 unexport HF_HUB_OFFLINE
 
 .DEFAULT_GOAL := help
-.PHONY: help postgres setup demo test learning soak soak-sandbox fuzz fuzz-parsers load check format clean
+.PHONY: help postgres setup demo test learning soak audit-accuracy soak-sandbox fuzz fuzz-parsers load check format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,9 @@ fuzz-parsers: $(STAMP) ## Coverage-guided: each parser of strangers' text for SE
 	for parser in formula template rows reply; do \
 	    $(BIN)/python tests/fuzz/atheris_parsers.py $$parser -max_total_time=$(or $(SECONDS),60) || exit 1; \
 	done
+
+audit-accuracy: $(STAMP) ## Audit every grader of the corpus, planted and clean (about ten minutes)
+	AGENTRFT_AUDIT_ACCURACY=1 $(BIN)/python -m pytest tests/audit/test_accuracy.py
 
 load: $(STAMP) ## Load on a running server: AGENTRFT_TOKEN=art-... make load PID=1234 (see benchmarks/README.md)
 	$(BIN)/pip install --quiet --constraint constraints.txt --group load

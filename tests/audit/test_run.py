@@ -139,4 +139,4 @@ def test_the_report_is_json():
 def test_the_docs_list_every_probe_by_its_title():
     page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
     listed = re.findall(r"^\| (\d+) \| ([^|]+?) \|", page, re.MULTILINE)
-    assert listed == [(str(info.number), info.title) for info in PROBES]
+    assert listed == [(str(info.number), info.title) for info in (*PROBES, *LLM_PROBES)]

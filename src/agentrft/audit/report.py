@@ -11,7 +11,8 @@ from agentrft.core.config import AuditConfig
 
 FIXED_TEXTS = (1, 2, 4, 5, 7, 9, 10)
 """Probes whose variants say the same on every row."""
-EXECUTION_CANARY = 32
+NEVER_TOLERATED = (32, 41)
+"""Probes that block whatever the thresholds: code of the model runs; right and wrong are paid alike."""
 FALSE_FAILS = 44
 _GROUPS_OF_FALSE_PASSES = "ABCDE"
 
@@ -123,7 +124,7 @@ def reasons(summed: Headline, findings: Sequence[Finding], config: AuditConfig) 
     found += [
         f"probe {finding.probe}: {finding.summary}"
         for finding in findings
-        if finding.probe == EXECUTION_CANARY and finding.verdict is Verdict.FOOLED
+        if finding.probe in NEVER_TOLERATED and finding.verdict is Verdict.FOOLED
     ]
     return tuple(found)
 
