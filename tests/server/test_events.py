@@ -139,6 +139,10 @@ class CountingStore:
         self.home = home
         self.asked = 0
 
+    def events(self, run_id: str, *, limit: int) -> Any:
+        self.asked += 1
+        return self.home.store.events(run_id, limit=limit)
+
     def events_since(self, run_id: str, sequence: int, limit: int = 100) -> Any:
         self.asked += 1
         return self.home.store.events_since(run_id, sequence, limit)
@@ -194,6 +198,30 @@ def test_a_late_follower_gets_what_the_reader_never_held(tmp_path: Path) -> None
     early, late = asyncio.run(main())
     assert early == ["2499", "last"]
     assert late[-2501:] == [*map(str, range(2500)), "last"]
+    home.close()
+
+
+def test_a_follower_who_waits_for_an_event_far_away_holds_up_nobody(tmp_path: Path) -> None:
+    home = Home.open(tmp_path)
+    home.access.create_project("default")
+    job = submitted(home)
+    followers = Followers(home, 0.01, frame)
+
+    async def main() -> str:
+        far = asyncio.create_task(anext(followers.follow(job, 10**9, 60.0)))
+        await asyncio.sleep(0.1)
+        near = followers.follow(job, 0, 60.0)
+        heard = (await anext(near)).decode()
+        waiting = asyncio.create_task(anext(near))
+        await asyncio.sleep(0.1)
+        say(home, job, "news")
+        async with asyncio.timeout(20):
+            heard += (await waiting).decode()
+        far.cancel()
+        await near.aclose()
+        return heard
+
+    assert messages(asyncio.run(main()))[-1] == "news"
     home.close()
 
 

@@ -105,6 +105,10 @@ class Followers:
 
     async def _read(self, job_id: str, channel: _Channel) -> None:
         try:
+            # Whoever came first may wait for an event far away, or one that never was; others do not.
+            newest = await run_in_threadpool(self._home.store.events, job_id, limit=1)
+            last = newest.items[0][0] if newest.items else 0
+            channel.floor = channel.read_to = min(channel.read_to, last)
             while not channel.ended:
                 # The status first: whatever ended the job wrote its last event before.
                 state = await run_in_threadpool(self._home.queue.get, job_id)
