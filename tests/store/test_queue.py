@@ -21,7 +21,7 @@ from agentrft.core.job import (
     ReinforcementMethod,
     Wish,
 )
-from agentrft.core.run import Method, Run, RunStatus, StepMetrics
+from agentrft.core.run import Event, Method, Run, RunStatus, StepMetrics
 from agentrft.store import schema
 from agentrft.store.errors import ConflictError, NotFoundError
 from agentrft.store.home import Home
@@ -92,11 +92,12 @@ def test_a_submitted_job_comes_back_with_its_run_and_first_events(
 
 
 def test_submitting_an_id_again_returns_the_job_as_it_stands(queue: JobQueue, home: Home) -> None:
-    queue.submit(queued(), {"k": "secret"})
+    warned = [Event(level="warn", message="Mind the gap.", created_at=1.0)]
+    queue.submit(queued(), {"k": "secret"}, warned)
     taken(queue)
-    again = queue.submit(queued(), {"k": "other"})
+    again = queue.submit(queued(), {"k": "other"}, warned)
     assert again.status is JobStatus.RUNNING
-    assert len(messages(home, "ftjob-a")) == 2
+    assert messages(home, "ftjob-a")[2:] == ["Mind the gap."]
     assert len(queue.list().items) == 1
 
 

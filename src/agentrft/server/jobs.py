@@ -29,10 +29,8 @@ def create_job(request: Request, body: JobBody, server: Here, caller: Submitter)
     """Queue a job; everything that can be checked without compute is checked now."""
     now = time.time()
     new = asked(server, caller.project, new_id(request, "ftjob-"), body, now)
-    stored = server.home.queue.submit(new.job, new.secrets)
-    if stored is new.job and new.warnings:
-        events = [Event(level="warn", message=text, created_at=now) for text in new.warnings]
-        server.home.store.append(stored.id, events)
+    warnings = [Event(level="warn", message=text, created_at=now) for text in new.warnings]
+    stored = server.home.queue.submit(new.job, new.secrets, warnings)
     return _reply(server, JobState(job=stored))
 
 

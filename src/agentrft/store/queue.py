@@ -70,8 +70,12 @@ class JobQueue:
         self._vault = vault
         self._clock = clock
 
-    def submit(self, job: FineTuningJob, secrets: Mapping[str, str]) -> FineTuningJob:
-        """Take in a job, its run and its secrets; if the id is known, return the job as it stands.
+    def submit(
+        self, job: FineTuningJob, secrets: Mapping[str, str], events: Sequence[Event] = ()
+    ) -> FineTuningJob:
+        """Take in a job, its run, its secrets and its first events, in one transaction.
+
+        If the id is known, nothing changes and the job is returned as it stands.
 
         Raises NotFoundError if the id is another project's.
         """
@@ -89,6 +93,8 @@ class JobQueue:
                 connection.execute(insert(schema.secrets).values(owner=job.id, sealed=sealed))
             for message in _first_messages(job):
                 _note(connection, job.id, message, at=job.created_at)
+            for event in events:
+                write_record(connection, job.id, event)
         return job
 
     def get(self, job_id: str, project: str | None = None) -> JobState:
