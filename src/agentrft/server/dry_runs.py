@@ -87,7 +87,7 @@ class ToolRunReply(Reply):
 
 
 @routes.post("/fine_tuning/alpha/graders/validate")
-async def validate_grader(
+def validate_grader(
     body: ValidateBody, server: Here, caller: Annotated[Identity, Depends(require(Role.READ))]
 ) -> ValidateReply:
     """Check a grader object and return it with names filled in."""
