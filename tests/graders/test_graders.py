@@ -192,6 +192,25 @@ def test_the_tokens_of_all_parts_are_added_up_by_model() -> None:
     }
 
 
+def test_tokens_are_added_up_where_a_part_or_the_formula_fails_too() -> None:
+    took = {"m": TokenUsage(prompt_tokens=3)}
+    fine = Says(Grade(score=0.0, usage=took))
+    silent = Says(Grade(score=None, failure=FAULT, usage=took))
+    refused = FixedGrader(lambda task, trajectory: refuse(took))
+    for failing, total in ((a_multi(a=fine, b=silent, c=refused), 9), (inverse(fine), 3)):
+        with pytest.raises(GraderError) as caught:
+            grade(failing)
+        assert caught.value.usage == {"m": TokenUsage(prompt_tokens=total)}
+
+
+def refuse(usage: Mapping[str, TokenUsage]) -> float:
+    raise GraderError("refused", usage=usage)
+
+
+def inverse(part: Grader) -> Multi:
+    return Multi(name="all", graders={"a": part}, formula=parse_formula("1 / a", ["a"], "here"))
+
+
 @pytest.mark.parametrize(
     ("config", "shown"),
     [

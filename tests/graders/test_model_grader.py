@@ -22,6 +22,7 @@ from agentrft.graders.model_grader import ModelGrader, NumberScale
 from agentrft.graders.model_prompt import NOTE, PromptMessage, plain, render
 from agentrft.graders.template import parse_template, sample_of
 from agentrft.inference.grader_model import GradingReply, GradingRequest, ScriptedGraderModel
+from agentrft.rollout.episode import grade_rollout
 
 SCORE: Mapping[str, Any] = {
     "type": "score_model",
@@ -203,6 +204,14 @@ def test_refusals_and_cut_replies_have_families_of_their_own() -> None:
     assert (error.code, "I will not." in str(error)) == ("model_grader_refusal_error", True)
     cut = GradingReply(text='{"steps": [], "result": 1}', finish_reason="length")
     assert failure(SCORE, cut).code == "model_grader_exceeded_max_tokens_error"
+
+
+def test_what_a_model_took_is_told_though_nothing_came_of_it() -> None:
+    cut = GradingReply(text="", finish_reason="length", usage=USAGE)
+    for reply in (cut, replied("no JSON"), replied('{"result": "high"}')):
+        grader, _ = built(SCORE, reply)
+        graded = asyncio.run(grade_rollout(grader, TASK, a_trajectory("It is Paris."), None))
+        assert (graded.score, graded.usage) == (None, {"m": USAGE})
 
 
 def shown(

@@ -14,8 +14,10 @@
 Code of users may raise anything; `boundary` attributes it. Cancellation passes through untouched.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+from agentrft.core.grade import TokenUsage
 
 
 class AgentRFTError(Exception):
@@ -45,10 +47,18 @@ class ToolError(AgentRFTError):
 class GraderError(AgentRFTError):
     """A grader failed; the rollout stays ungraded."""
 
-    def __init__(self, message: str, *, code: str = "other_error") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "other_error",
+        usage: Mapping[str, TokenUsage] | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         """Family of the fault, in the contract's words; metrics count by it."""
+        self.usage: Mapping[str, TokenUsage] = usage or {}
+        """What models took before it failed, as in a grade: they are paid for all the same."""
 
 
 class SamplerError(AgentRFTError):

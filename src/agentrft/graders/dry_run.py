@@ -1,5 +1,6 @@
 """Grade one text before anything trains, with the very graders of training and every error shown."""
 
+import asyncio
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from agentrft.core.task import Message, Task, content_id
 from agentrft.core.trajectory import Failure, FailureKind, StopReason, Trajectory, Turn
 from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
-from agentrft.graders.multi import Multi, scores, usage
+from agentrft.graders.multi import Multi, scores
 
 ERROR_FAMILIES = {
     "formula_parse_error": "",
@@ -72,7 +73,8 @@ async def run_grader(
     """Grade a final answer as if a rollout had ended with it. Raises ConfigError for the object."""
     if not config:
         raise ConfigError("grader is empty; give a grader object with a type")
-    grader = build_grader(config, backends=backends)
+    # Long source code takes most of a second to check.
+    grader = await asyncio.to_thread(build_grader, config, backends=backends)
     task = Task(id=content_id(item), messages=(), row=item)
     trajectory = _rollout(model_sample, task, trace_id)
     where = f"grader {grader.name!r}"
@@ -91,7 +93,7 @@ async def run_grader(
             parts=scores(parts),
             failure=_failure(where, error),
             grader=grader.name,
-            usage=usage(parts.values()),
+            usage=error.usage,
         )
     grade = replace(grade, duration_s=time.monotonic() - started)
     return GraderRun(

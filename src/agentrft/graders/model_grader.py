@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
-from agentrft.core.errors import ConfigError
+from agentrft.core.errors import ConfigError, GraderError
 from agentrft.core.grade import Grade
 from agentrft.core.protocols import Environment
 from agentrft.core.task import Role, Task
@@ -161,13 +161,18 @@ class ModelGrader:
     def read(self, reply: GradingReply) -> Grade:
         """Return what a reply says. Raises GraderError for one that says no score."""
         where = f"grader {self.name!r}: model {self.model!r}"
-        result, conclusions = read_reply(reply, where)
-        score, remark = self.scale.score(result, reply.text, where)
+        usage = {self.model: reply.usage}
+        try:
+            result, conclusions = read_reply(reply, where)
+            score, remark = self.scale.score(result, reply.text, where)
+        except GraderError as error:
+            error.usage = usage
+            raise
         return Grade(
             score=score,
             explanation="; ".join(part for part in (remark, conclusions) if part),
             grader=self.name,
-            usage={self.model: reply.usage},
+            usage=usage,
         )
 
     @property

@@ -49,20 +49,27 @@ class Multi:
     def combined(self, results: Mapping[str, Grade | GraderError]) -> Grade:
         """Compute the formula. Raises GraderError with the faults of all parts, or for no value."""
         errors = [result for result in results.values() if isinstance(result, GraderError)]
+        used = usage(results.values())
         if errors:
-            raise GraderError("; ".join(map(str, errors)), code=errors[0].code) from errors[0]
+            message = "; ".join(map(str, errors))
+            raise GraderError(message, code=errors[0].code, usage=used) from errors[0]
         grades = {name: result for name, result in results.items() if isinstance(result, Grade)}
         parts = scores(grades)
         fault = next((grade.failure for grade in grades.values() if grade.failure), None)
         notes = [f"{name}: {grade.explanation}" for name, grade in grades.items()]
         invalid = fault is not None and self.invalid_grade is not None
+        try:
+            score = self.invalid_grade if invalid else self.formula.value(parts)
+        except GraderError as error:
+            error.usage = used
+            raise
         return Grade(
-            score=self.invalid_grade if invalid else self.formula.value(parts),
+            score=score,
             parts=parts,
             explanation="; ".join(note for note in notes if not note.endswith(": ")),
             failure=fault,
             grader=self.name,
-            usage=usage(grades.values()),
+            usage=used,
         )
 
     async def _part(self, name: str, grading: Awaitable[Grade]) -> Grade:
@@ -74,7 +81,7 @@ class Multi:
         failure = grade.failure
         reason = failure.message if failure else "no reason given"
         code = (failure.code if failure else "") or "other_error"
-        raise GraderError(f"{where} gave no score: {reason}", code=code)
+        raise GraderError(f"{where} gave no score: {reason}", code=code, usage=grade.usage)
 
 
 def scores(results: Mapping[str, Grade | GraderError]) -> dict[str, float]:
@@ -87,10 +94,9 @@ def scores(results: Mapping[str, Grade | GraderError]) -> dict[str, float]:
 
 
 def usage(results: Iterable[Grade | GraderError]) -> dict[str, TokenUsage]:
-    """Add up, per model, what the parts took."""
+    """Add up, per model, what the parts took, those that failed included."""
     total: dict[str, TokenUsage] = {}
     for result in results:
-        if isinstance(result, Grade):
-            for model, used in result.usage.items():
-                total[model] = total.get(model, TokenUsage()) + used
+        for model, used in result.usage.items():
+            total[model] = total.get(model, TokenUsage()) + used
     return total

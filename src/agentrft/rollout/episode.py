@@ -444,7 +444,7 @@ async def grade_rollout(
         return replace(grade, duration_s=time.monotonic() - started)
     except GraderError as error:
         failure = Failure(kind=FailureKind.GRADER, where=where, message=str(error), code=error.code)
-        return Grade(score=None, failure=failure, grader=grader.name)
+        return Grade(score=None, failure=failure, grader=grader.name, usage=error.usage)
 
 
 async def _close(environment: Environment, trace: str) -> None:
