@@ -69,8 +69,8 @@ class Monitoring:
         if acting and self._config.action == "pause":
             raise MonitorAlarmError(
                 f"step {result.step}: {'; '.join(alarm.message for alarm in acting)}. "
-                "Look at the trajectories that the alarm names; if the grader is right, resume, "
-                "which acknowledges the alarm; else repair the grader and start a new run"
+                "Look at the trajectories that the alarm names; if the grader is right, resume "
+                "(--resume), which acknowledges the alarm; else repair it and start a new run"
             )
 
     def screen(self, collected: Collected) -> Collected:
