@@ -135,6 +135,14 @@ def attack(item, number):
 """,
     ),
     Attack(
+        name="asks whether a file exists and how long it is",
+        gets_through_l1="Landlock has no say in whether a path exists",
+        source="""
+def attack(item, number):
+    return os.stat(item["shared_file"]).st_size
+""",
+    ),
+    Attack(
         name="lists the checkout that the server runs from",
         judge=said,
         source="""
