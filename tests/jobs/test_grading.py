@@ -1,5 +1,6 @@
 import asyncio
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from agentrft.core.config import GraderModel, ProjectConfig, SandboxConfig, ServerConfig
 from agentrft.core.errors import ConfigError
 from agentrft.core.protocols import Function
+from agentrft.graders.build import build_grader
 from agentrft.graders.dry_run import run_grader
 from agentrft.jobs.grading import Grading, grader_types, read_table
 from agentrft.store.home import Home
@@ -63,6 +65,16 @@ def test_a_server_begins_without_a_sandbox_and_refuses_only_who_needs_one(home: 
     assert backends.sandbox is not None
     with pytest.raises(ConfigError, match=r"sandbox\.timeout_s"):
         asyncio.run(backends.sandbox.call(Function(source=SOURCE), ()))
+
+
+def test_packages_that_are_not_installed_are_missed_before_any_work(home: Home) -> None:
+    backends = Grading(home, served=True).of_server(ServerConfig())
+    tagged = {**PYTHON, "image_tag": "2025-05-08"}
+    with pytest.raises(ConfigError, match=r"^grader\.image_tag: .* is not installed here; run"):
+        build_grader(tagged, backends=backends)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    (home.images / "2025-05-08" / "lib" / f"python{version}" / "site-packages").mkdir(parents=True)
+    assert build_grader(tagged, backends=backends).name == "same"
 
 
 def test_a_python_grader_runs_in_the_sandbox_of_the_project(home: Home) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from agentrft.core.protocols import Sandbox
 from agentrft.egress.policy import EgressPolicy
@@ -15,6 +16,8 @@ class Backends:
 
     policy: EgressPolicy = field(default_factory=EgressPolicy)
     sandbox: Sandbox | None = None
+    images: Path | None = None
+    """Package sets of the sandbox by `image_tag`; None leaves it to the first call to find one."""
     models: Mapping[str, GraderModel] = field(default_factory=dict[str, GraderModel])
     """By the name that grader objects use."""
     embedder: Embedder | None = None

@@ -19,6 +19,7 @@ from agentrft.graders.multi import Multi
 from agentrft.graders.python_code import PythonGrader, check_source
 from agentrft.graders.string_check import OPERATIONS, StringCheck
 from agentrft.graders.text_similarity import METRICS, TextSimilarity
+from agentrft.sandbox.images import packages_of
 
 SUPPORTED = (
     "string_check",
@@ -117,6 +118,11 @@ def _python(config: Mapping[str, object], path: str, backends: Backends, name: s
             f"{path}.type 'python' needs a sandbox, and none is open here; "
             "`agentrft doctor` says what this machine offers"
         )
+    if image_tag and backends.images is not None:
+        try:
+            packages_of(image_tag, backends.images)
+        except ConfigError as error:
+            raise ConfigError(f"{path}.{error}") from None
     return PythonGrader(
         name=name_field(config, path, name),
         function=Function(source=source, image_tag=image_tag, owner=backends.owner),

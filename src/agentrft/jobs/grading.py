@@ -73,6 +73,7 @@ class Grading:
         return Backends(
             policy=policy,
             sandbox=sandbox,
+            images=self._home.images,
             models=grader_models(config.grader_models, policy=policy, own=self._own_models),
             embedder=RemoteEmbedder(embedding, policy=policy) if embedding else None,
             signing_key=self._home.signing_key(),
