@@ -85,7 +85,7 @@ def test_the_rollout_is_sent_as_the_contract_says_with_the_conversation_beside_i
     assert given == Grade(score=0.85, grader="g")
     (request,) = server.requests
     assert request.headers["authorization"] == SECRET
-    assert request.headers["idempotency-key"] == "trace_ab:grade:g"
+    assert request.headers["idempotency-key"].startswith("trace_ab:grade:g:")
     assert request.body == {
         "trace_id": "trace_ab",
         "item": {"reference": "lost"},
@@ -189,7 +189,7 @@ def test_every_attempt_is_signed_so_that_the_endpoint_knows_who_asks() -> None:
     given, server = grade(reply(status=503), reply('{"score": 0.5}'), signing_key=SIGNING_KEY)
     assert isinstance(given, Grade)
     for request in server.requests:
-        assert request.headers["webhook-id"] == "trace_ab:grade:g"
+        assert request.headers["webhook-id"] == request.headers["idempotency-key"]
         headers = dict(request.headers)
         assert Webhook(SIGNING_KEY).verify(request.content.decode(), headers) == request.body
         with pytest.raises(WebhookVerificationError):
@@ -253,9 +253,25 @@ def test_a_grader_by_url_may_be_a_part_of_a_formula() -> None:
             }
             given = await build_grader(config).grade(TASK, TRAJECTORY, None)
             assert (given.score, given.parts) == (0.5, {"exact": 1.0, "hosted": 0.5})
-            assert server.requests[0].headers["idempotency-key"] == "trace_ab:grade:hosted"
+            key = server.requests[0].headers["idempotency-key"]
+            assert key.startswith("trace_ab:grade:hosted:")
 
     asyncio.run(scenario())
+
+
+def test_attempts_of_one_grading_share_a_key_and_another_grading_has_its_own() -> None:
+    async def scenario() -> list[str]:
+        busy = reply(status=503)
+        async with serving(busy, reply('{"score": 0.5}')) as server:
+            endpoint = Endpoint(
+                "grader 'g'", server.url, headers={}, policy=EgressPolicy(), wait=Waited()
+            )
+            for _ in range(2):
+                await EndpointGrader(name="g", endpoint=endpoint).grade(TASK, TRAJECTORY, None)
+            return [request.headers["idempotency-key"] for request in server.requests]
+
+    first, again, other = asyncio.run(scenario())
+    assert first == again != other
 
 
 def test_five_hundred_gradings_at_once_are_all_graded_within_the_cap() -> None:

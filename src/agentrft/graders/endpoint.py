@@ -1,6 +1,7 @@
 """A grader that somebody hosts: one POST per finished rollout, a score back."""
 
 import json
+import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ class EndpointGrader:
             "trace_id": trajectory.id,
         }
         body = json.dumps(request, ensure_ascii=False).encode(errors="replace")
-        key = idempotency_key(trajectory.id, f"grade:{self.name}")
+        # The same rollout may be graded again, by a part of the same name or after a change: whoever
+        # answers a key from memory would repeat what was said of something else.
+        key = idempotency_key(trajectory.id, f"grade:{self.name}:{secrets.token_hex(8)}")
         try:
             score = await self.endpoint.call(body, self._score, key=key)
         except EndpointError as error:
