@@ -17,6 +17,8 @@ from served import (
 
 from agentrft.core.job import REDACTED, JobError, JobStatus, Wish
 from agentrft.core.run import Event
+from agentrft.graders.backends import Backends
+from agentrft.inference.grader_model import ScriptedGraderModel
 from agentrft.server.job_reply import job_reply
 from agentrft.server.settings import ServerSettings
 from agentrft.store.access import Role
@@ -52,7 +54,8 @@ ENDPOINT = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("home")) as it:
+    backends = Backends(models={"judge": ScriptedGraderModel([])})
+    with served(tmp_path_factory.mktemp("home"), backends=backends) as it:
         yield it
 
 
@@ -229,6 +232,11 @@ WRONG_REINFORCEMENT: list[tuple[str, Any, str]] = [
         "grader",
         {"type": "multi", "graders": {"a": CHECK | {"input": 1}}, "calculate_output": "a"},
         "grader.graders.a.input",
+    ),
+    (
+        "grader",
+        {"type": "score_model", "model": "judge", "input": [{"role": "tool", "content": ""}]},
+        "grader.input[0].role",
     ),
     ("max_episode_steps", 0, "max_episode_steps"),
     ("hyperparameters", {"batch_size": 257}, "hyperparameters.batch_size"),

@@ -5,7 +5,6 @@ Both wait for foreign servers: one total deadline, and a client that leaves canc
 
 import asyncio
 import json
-import re
 import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -24,7 +23,7 @@ from agentrft.server.auth import require
 from agentrft.server.chat import unless_gone
 from agentrft.server.chat_wire import object_or_text
 from agentrft.server.context import Here, Server
-from agentrft.server.errors import ApiError, bad_request
+from agentrft.server.errors import ApiError, bad_request, wrong_grader
 from agentrft.server.routing import router
 from agentrft.server.wire import Body, Reply
 from agentrft.store.access import Identity, Role
@@ -167,12 +166,6 @@ def given(grader: Mapping[str, Any]) -> Mapping[str, Any]:
     if not grader:
         raise ConfigError("grader is empty; give a grader object with a type")
     return grader
-
-
-def wrong_grader(error: ConfigError) -> ApiError:
-    """Return what the caller is told of a grader object that cannot be built."""
-    named = re.match(r"grader[\w.\[\]-]*", str(error))
-    return bad_request(str(error), named[0].rstrip(".") if named else "grader", "invalid_grader")
 
 
 def _not_again(status: int, message: str, code: str) -> ApiError:

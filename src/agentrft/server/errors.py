@@ -5,6 +5,7 @@ What the caller did wrong is said in full; what went wrong inside is logged unde
 
 import http
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from agentrft.core.errors import AgentRFTError, SamplerError, UserError
+from agentrft.core.errors import AgentRFTError, ConfigError, SamplerError, UserError
 from agentrft.inference.chat import ChatBusyError
 from agentrft.server.wire import Reply
 from agentrft.store.errors import ConflictError, NotFoundError, TooLargeError
@@ -74,6 +75,12 @@ class ApiError(HTTPException, AgentRFTError):
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """The caller can mend it."""
     return ApiError(400, message, param=param, code=code)
+
+
+def wrong_grader(error: ConfigError, path: str = "grader") -> ApiError:
+    """Return what the caller is told of the grader object at `path` that cannot be built."""
+    named = re.match(rf"{re.escape(path)}[\w.\[\]-]*", str(error))
+    return bad_request(str(error), named[0].rstrip(".") if named else path, "invalid_grader")
 
 
 def not_found(message: str, param: str | None = None, code: str = "not_found") -> ApiError:

@@ -20,8 +20,8 @@ from agentrft.core.errors import ConfigError, DataError
 from agentrft.graders.build import build_grader
 from agentrft.server.auth import require
 from agentrft.server.context import Here, Server
-from agentrft.server.dry_runs import LONGEST_S, given, wrong_grader
-from agentrft.server.errors import ApiError, bad_request
+from agentrft.server.dry_runs import LONGEST_S, given
+from agentrft.server.errors import ApiError, bad_request, wrong_grader
 from agentrft.server.job_wire import Id
 from agentrft.server.routing import router
 from agentrft.server.wire import Body, Reply

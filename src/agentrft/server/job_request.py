@@ -24,7 +24,7 @@ from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
 from agentrft.graders.wire import normalised
 from agentrft.server.context import Server
-from agentrft.server.errors import bad_request
+from agentrft.server.errors import bad_request, wrong_grader
 from agentrft.server.job_wire import (
     JobBody,
     MethodBody,
@@ -174,10 +174,7 @@ def _grader(
     try:
         build_grader(config, path, backends=backends)
     except ConfigError as error:
-        named = re.match(r"[\w.-]+", str(error))
-        raise bad_request(
-            str(error), named[0].rstrip(".") if named else path, "invalid_grader"
-        ) from None
+        raise wrong_grader(error, path) from None
     return normalised(config, name)
 
 
