@@ -184,6 +184,21 @@ def test_calls_of_one_endpoint_wait_for_each_other_beyond_its_limit() -> None:
     assert server.open_most == 2
 
 
+def test_a_call_takes_its_turn_of_the_rate_when_it_starts_not_while_it_waits_in_line() -> None:
+    waited = Waited()
+
+    async def take_long() -> None:
+        waited.now_s += 100.0
+
+    async def scenario() -> None:
+        async with serving(Raw(reply().pieces, before=take_long)) as server:
+            endpoint = an_endpoint(server.url, waited, rate_limit=4.0, max_concurrent=1)
+            await asyncio.gather(*(endpoint.call(b"{}", as_it_is, key="k") for _ in range(3)))
+
+    asyncio.run(scenario())
+    assert waited.delays_s == []
+
+
 def test_an_endpoint_that_keeps_failing_is_left_alone_and_probed_later() -> None:
     async def scenario() -> None:
         waited = Waited()

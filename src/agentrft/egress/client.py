@@ -157,13 +157,14 @@ class Endpoint:
             raise EndpointError(f"{self.where} failed {RETRIES + 1} times: {reason}") from None
 
     async def _attempt(self, body: bytes, read: Callable[[EndpointReply], T], key: str) -> T:
-        if self._pace is not None and (pause_s := self._pace.reserve()) > 0:
-            await self._wait(pause_s)
         slots = self._slots.setdefault(
             asyncio.get_running_loop(), asyncio.Semaphore(self._max_concurrent)
         )
         headers = _with_defaults(self._headers, {"Idempotency-Key": key})
         async with slots:
+            # Not before: calls that wait in line with their pause behind them would start all at once.
+            if self._pace is not None and (pause_s := self._pace.reserve()) > 0:
+                await self._wait(pause_s)
             if self._signing_key:
                 headers |= signature_headers(self._signing_key, key, body, timestamp=time.time())
             with self._breaker.watch(self.where):
