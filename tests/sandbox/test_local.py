@@ -118,6 +118,8 @@ def test_a_function_that_dies_says_how(sandbox: LocalSandbox) -> None:
     )
     crashed = called(sandbox, "import ctypes\ndef grade(): return ctypes.string_at(0)")
     assert (crashed.fault, crashed.detail) == (FunctionFault.RESOURCES, "killed by SIGSEGV")
+    odd = called(sandbox, "import os\ndef grade(): os.kill(os.getpid(), 40)")
+    assert (odd.fault, odd.detail) == (FunctionFault.RESOURCES, "killed by signal 40")
     greedy = called(sandbox, "def grade(): return len(bytearray(10**9))")
     assert greedy.fault == FunctionFault.RESOURCES
     assert "memory" in greedy.detail

@@ -255,7 +255,7 @@ def _look(plan: Plan) -> dict[str, Any]:
     """Return what a function sees behind a plan; raises SandboxError if it does not come up."""
     worker = Worker(plan, Function(source=PROBE, name="probe"), ())
     try:
-        result = worker.call(())
+        result = worker.call(b"[]")
     finally:
         worker.close()
     if result.fault is not None:

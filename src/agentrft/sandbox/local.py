@@ -1,6 +1,7 @@
 """The sandbox of this machine: warm workers by function, cold runs of programs."""
 
 import asyncio
+import json
 import os
 import threading
 import time
@@ -84,12 +85,13 @@ class LocalSandbox:
         if len(function.source.encode()) > SOURCE_BYTES:
             raise ConfigError(f"the source of {function.name!r} has more than 256 KiB; shorten it")
         packages = packages_of(function.image_tag, self._images)
+        payload = json.dumps(arguments).encode()
         with self._lock:
             lane = self._lanes.pop(function, None)
             lane = lane or _Lane(self._plan, function, packages, self._workers)
             self._lanes[function] = lane  # the newest stands last
             self._make_room()
-            pending = lane.submit(arguments)
+            pending = lane.submit(payload)
         return await asyncio.wrap_future(pending)
 
     def _make_room(self) -> None:
@@ -124,38 +126,38 @@ class _Lane:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
         self._workers: set[Worker] = set()
         self._free: list[Worker] = []
-        self._pending = 0
+        self._pending: set[Future[FunctionResult]] = set()
         self._closing = False
         self.used_at = time.monotonic()
 
     @property
     def idle(self) -> bool:
-        return self._pending == 0
+        return not self._pending
 
-    def submit(self, arguments: Sequence[Any]) -> Future[FunctionResult]:
+    def submit(self, payload: bytes) -> Future[FunctionResult]:
         """Queue a call."""
-        self._pending += 1
         self.used_at = time.monotonic()
-        future = self._threads.submit(self._call, arguments)
-        future.add_done_callback(self._done)
+        future = self._threads.submit(self._call, payload)
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
         return future
 
-    def _done(self, _: Future[FunctionResult]) -> None:
-        self._pending -= 1
-
-    def _call(self, arguments: Sequence[Any]) -> FunctionResult:
-        result = self._try(arguments)
+    def _call(self, payload: bytes) -> FunctionResult:
+        result = self._try(payload)
         if result.fault == FunctionFault.SANDBOX and not self._closing:
-            return self._try(arguments)  # a fresh worker may do; nothing came of the call
+            return self._try(payload)  # a fresh worker may do; nothing came of the call
         return result
 
-    def _try(self, arguments: Sequence[Any]) -> FunctionResult:
+    def _try(self, payload: bytes) -> FunctionResult:
         try:
-            worker = self._free.pop() if self._free else self._make()
-        except SandboxError as error:
-            return FunctionResult(fault=FunctionFault.SANDBOX, detail=str(error))
-        self._workers.add(worker)
-        result = worker.call(arguments)
+            worker = self._free.pop()
+        except IndexError:
+            try:
+                worker = self._make()
+            except SandboxError as error:
+                return FunctionResult(fault=FunctionFault.SANDBOX, detail=str(error))
+            self._workers.add(worker)
+        result = worker.call(payload)
         if worker.spent:
             self._workers.discard(worker)
             worker.close()

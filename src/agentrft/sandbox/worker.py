@@ -11,7 +11,7 @@ import secrets
 import select
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -27,6 +27,9 @@ SWEEP_S = 2.0
 AT_REST = 2
 """Processes inside between calls: guard and stem."""
 LARGEST_NESTING = 64
+
+_SIGNAL_NAMES = {each.value: each.name for each in signal.Signals}
+"""Real-time signals have none."""
 
 Outcome = tuple[Any, FunctionFault | None, str]
 
@@ -89,14 +92,14 @@ class Worker:
             fault=fault, detail=detail + where, duration_s=time.monotonic() - began
         )
 
-    def call(self, arguments: Sequence[Any]) -> FunctionResult:
-        """Make one call in a fresh fork and leave nothing of it behind."""
+    def call(self, payload: bytes) -> FunctionResult:
+        """Make one call in a fresh fork, arguments as JSON, and leave nothing of it behind."""
         if self._unusable is not None:
             return self._unusable
         self._calls += 1
         began = time.monotonic()
         try:
-            value, fault, detail = self._call(json.dumps(arguments).encode(), began)
+            value, fault, detail = self._call(payload, began)
         except OSError as error:
             self.spent = True
             value, fault, detail = None, FunctionFault.SANDBOX, f"the worker is gone: {error}"
@@ -123,6 +126,8 @@ class Worker:
         status = -1 if swept is None else swept.status
         if fault == FunctionFault.RESOURCES and not detail:
             detail = self._died(status)
+            if swept is None and not self._out_of_memory():
+                fault = FunctionFault.SANDBOX  # what forked the call is gone too
             if status >= 0 and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
                 fault = FunctionFault.TIMEOUT
         self.spent |= (
@@ -137,13 +142,17 @@ class Worker:
         group = self._process.group
         return group is not None and group.processes() > AT_REST
 
+    def _out_of_memory(self) -> bool:
+        group = self._process.group
+        return group is not None and group.ran_out_of_memory()
+
     def _died(self, status: int) -> str:
         """Say how a call ended that gave no answer."""
-        group = self._process.group
-        if group is not None and group.ran_out_of_memory():
+        if self._out_of_memory():
             return f"killed: over {self._function.memory_bytes >> 20} MiB of memory"
         if status >= 0 and os.WIFSIGNALED(status):
-            return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+            number = os.WTERMSIG(status)
+            return f"killed by {_SIGNAL_NAMES.get(number, f'signal {number}')}"
         if status >= 0:
             return f"it ended without an answer (exit code {os.WEXITSTATUS(status)})"
         return "it ended without an answer"
