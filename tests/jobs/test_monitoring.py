@@ -34,8 +34,15 @@ from agentrft.graders.fixed import FixedGrader
 from agentrft.graders.second_model import second_opinion
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.canaries import canary_tasks, reference_keys, reference_texts
-from agentrft.jobs.checkpoints import resume_point
-from agentrft.jobs.context import Job
+from agentrft.jobs.checkpoints import (
+    CheckpointKeeper,
+    Retention,
+    ValidationScores,
+    delivered,
+    resume_point,
+)
+from agentrft.jobs.context import Job, Stopped
+from agentrft.jobs.following import ValidationLines
 from agentrft.jobs.monitoring import MonitorAlarmError
 from agentrft.jobs.reinforcement import reinforce
 from agentrft.jobs.validation import TaskSets
@@ -113,6 +120,8 @@ class Desk:
     config: ReinforcementConfig = CONFIG
     gold: Grader | None = field(default_factory=lambda: FixedGrader(right, "gold"))
     trainers: list[RecordingTrainer] = field(default_factory=list[RecordingTrainer])
+    stops_after: int = 99
+    """Step after which it is asked to stop, amid the validation if there is one."""
 
     def run(self) -> Checkpoint:
         """Start, or resume where the last try ended."""
@@ -122,6 +131,8 @@ class Desk:
         self.trainers.append(trainer)
 
         def script(request: SampleRequest) -> Sequence[int]:
+            if trainer.steps_done >= self.stops_after:
+                job.stop.set()
             return answers(request, hacks=trainer.steps_done >= self.onset)
 
         async def main() -> Checkpoint:
@@ -240,12 +251,50 @@ def test_the_best_checkpoint_by_gold_is_delivered(tmp_path: Path) -> None:
         / 16
         for step in range(1, 7)
     }
-    assert best.gold_score == pytest.approx(max(golds.values()))
+    assert desk.job.run.result["gold_score"] == pytest.approx(max(golds.values()))
     assert best.step == max(golds, key=lambda step: (golds[step], step))
     assert best.step < 6
     assert Path(best.path).is_dir()
     assert desk.job.run.result["delivered_step"] == best.step
-    assert desk.job.run.result["gold_score"] == best.gold_score
+    assert delivered(desk.job) == best
+
+
+def test_a_checkpoint_whose_validation_was_interrupted_can_still_be_the_best(
+    tmp_path: Path,
+) -> None:
+    config = replace(CONFIG, steps=4, validation_interval=2, checkpoint_interval=9)
+    desk = Desk(tmp_path, onset=3, config=config, stops_after=2).with_action("alert")
+    with pytest.raises(Stopped):
+        desk.run()
+    assert len([r for r in desk.rollouts("validation") if r.step == 2]) < 16
+    best = replace(desk, stops_after=99).run()
+    assert best.step == 2
+    assert desk.job.run.result["delivered_step"] == 2
+
+
+def test_a_step_that_gold_could_not_judge_never_outranks_one_that_it_did(tmp_path: Path) -> None:
+    job, trainer = a_job(tmp_path), a_trainer()
+    keeper = CheckpointKeeper(
+        job,
+        trainer,
+        interval=1,
+        first_step=0,
+        last_step=4,
+        retention=Retention(newest=1, best=1),
+        follower=ValidationLines(job),
+        scores={},
+    )
+
+    async def main() -> None:
+        for step, gold in enumerate((0.5, None, 0.4, None), start=1):
+            keeper.committed(step, step, {})
+            keeper.validated(step, ValidationScores(score=0.9, gold=gold))
+            await keeper.after_step()
+
+    asyncio.run(main())
+    best = keeper.deliver()
+    assert best.step == 1
+    assert Path(best.path).is_dir()
 
 
 def test_without_gold_the_last_checkpoint_is_delivered(tmp_path: Path) -> None:

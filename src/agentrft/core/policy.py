@@ -67,5 +67,3 @@ class Checkpoint:
     path: str
     policy_version: int
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
-    gold_score: float | None = None
-    """Mean score of the held-out grader at this step; None if nobody asked it."""

@@ -28,11 +28,6 @@ class ValidationScores:
     gold: float | None = None
     """Of the held-out grader."""
 
-    @property
-    def rank(self) -> float | None:
-        """What the best checkpoint is best at."""
-        return self.score if self.gold is None else self.gold
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
@@ -89,6 +84,10 @@ class CheckpointKeeper:
     def _folder(self) -> Path:
         return self._job.home.checkpoints(self._job.run.id)
 
+    @property
+    def _golds(self) -> dict[int, float]:
+        return {step: s.gold for step, s in self._scores.items() if s.gold is not None}
+
     def committed(self, step: int, version: int, metrics: Mapping[str, float]) -> None:
         """Note what the trainer now holds, once its results are stored."""
         self._step, self._version, self._metrics = step, version, metrics
@@ -101,7 +100,7 @@ class CheckpointKeeper:
         """Save if it is time; raises Stopped, after saving, if the run was asked to stop."""
         due = self._step % self._interval == 0 or self._step == self._last_step
         # A run's result is its best checkpoint by the held-out grader, so that one must exist.
-        golds = {step: s.gold for step, s in self._scores.items() if s.gold is not None}
+        golds = self._golds
         due = due or (self._step in golds and golds[self._step] >= max(golds.values()))
         if due and self._step > self._saved and not self._job.abandoned:
             await self._save()
@@ -121,13 +120,32 @@ class CheckpointKeeper:
                 await self._save()
             raise
 
+    def deliver(self) -> Checkpoint:
+        """Return the checkpoint that the held-out grader likes best, and note which it is.
+
+        Without such a grader the newest. Raises StoreError if there is none.
+        """
+        golds = self._golds
+        judged = [
+            (golds[checkpoint.step], checkpoint.step, checkpoint)
+            for checkpoint in self._job.read_all(Checkpoint)
+            if checkpoint.step in golds and Path(checkpoint.path).is_dir()
+        ]
+        if not judged:
+            return self._job.checkpoint()
+        gold, step, best = max(judged, key=lambda one: one[:2])
+        self._job.note_result(
+            delivered_step=step, gold_score=gold, validation_score=self._scores[step].score
+        )
+        return best
+
     async def _save(self) -> None:
         step = self._step
         # A name of its own: a worker that lost its lease amid this must not replace its successor's.
         folder = self._folder / f"step-{step:06d}-{secrets.token_hex(4)}"
         await asyncio.to_thread(self._trainer.save, folder, {"step": step})
-        scores = self._scores.get(step, ValidationScores())
-        shown = {} if scores.score is None else {"validation_score": scores.score}
+        score = self._scores.get(step, ValidationScores()).score
+        shown = {} if score is None else {"validation_score": score}
         # The row comes after the complete folder, so a row always names a usable checkpoint.
         self._job.append(
             [
@@ -137,7 +155,6 @@ class CheckpointKeeper:
                     path=str(folder),
                     policy_version=self._version,
                     metrics={**self._metrics, **shown},
-                    gold_score=scores.gold,
                 )
             ]
         )
@@ -147,10 +164,9 @@ class CheckpointKeeper:
     def _settle(self) -> None:
         """Drop what need not be kept, folders that no row names included."""
         whole = [c for c in self._job.read_all(Checkpoint) if Path(c.path).is_dir()]
-        ranks = {step: scores.rank for step, scores in self._scores.items()}
-        kept = self._retention.kept(
-            whole, {s: rank for s, rank in ranks.items() if rank is not None}
-        )
+        scores = {step: s.score for step, s in self._scores.items() if s.score is not None}
+        # Two graders' scores do not compare, so a step without the better one's has none.
+        kept = self._retention.kept(whole, self._golds or scores)
         # Told before the folders go, so that nobody is offered what is gone.
         self._follower.kept(kept)
         names = {Path(checkpoint.path).name for checkpoint in kept}
@@ -159,17 +175,11 @@ class CheckpointKeeper:
                 shutil.rmtree(folder)
 
 
-def deliverable(job: Job) -> Checkpoint:
-    """Return the checkpoint that the held-out grader likes best; without such a grader the newest.
-
-    Raises StoreError if there is none.
-    """
-    judged = [
-        (checkpoint.gold_score, checkpoint.step, checkpoint)
-        for checkpoint in job.read_all(Checkpoint)
-        if checkpoint.gold_score is not None and Path(checkpoint.path).is_dir()
-    ]
-    return max(judged, key=lambda one: one[:2])[2] if judged else job.checkpoint()
+def delivered(job: Job) -> Checkpoint:
+    """Return what a run that is done came to. Raises StoreError if it has no checkpoint."""
+    step = job.run.result.get("delivered_step")
+    noted = (checkpoint for checkpoint in job.read_all(Checkpoint) if checkpoint.step == step)
+    return next(noted, None) or job.checkpoint()
 
 
 def resume_point(job: Job, verify: Callable[[Path], None]) -> Path | None:

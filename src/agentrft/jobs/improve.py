@@ -15,7 +15,7 @@ from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Event, Method, RolloutRecord, Split, StepMetrics
 from agentrft.core.task import Task
 from agentrft.jobs.audit import caveats, gate, project_subject
-from agentrft.jobs.checkpoints import deliverable
+from agentrft.jobs.checkpoints import delivered
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
 from agentrft.jobs.progress import SilentProgress
@@ -155,7 +155,7 @@ async def reinforcement(
     """Reinforce from a checkpoint, or from the base model without one."""
     config = model.project.config.methods.reinforcement
     if job.is_done:
-        return deliverable(job)
+        return delivered(job)
     async with job.running():
         if job.run.parent_id is None:  # an improvement was audited before its first stage
             subject = project_subject(model.project)

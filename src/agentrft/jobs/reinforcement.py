@@ -13,7 +13,7 @@ from agentrft.core.protocols import Trainer
 from agentrft.core.run import RolloutRecord, StepMetrics
 from agentrft.core.seeds import derive_seed
 from agentrft.jobs.canaries import canary_tasks, reference_texts
-from agentrft.jobs.checkpoints import CheckpointKeeper, Retention, deliverable
+from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.evaluation import Measurement, stored_records
 from agentrft.jobs.following import Follower, StepResult, ValidationLines
@@ -114,7 +114,7 @@ async def reinforce(
                 await close(result, told=False)
                 await keeper.after_step()
                 phase.advance()
-    return _delivered(job)
+    return keeper.deliver()
 
 
 def _watched(
@@ -135,17 +135,6 @@ def _watched(
 def _retention(retention: Retention, tasks: TaskSets) -> Retention:
     """Keep the best checkpoint if a held-out grader tells which it is: it is the run's result."""
     return replace(retention, best=max(1, retention.best)) if tasks.gold_grader else retention
-
-
-def _delivered(job: Job) -> Checkpoint:
-    checkpoint = deliverable(job)
-    if checkpoint.gold_score is not None:
-        job.note_result(
-            delivered_step=checkpoint.step,
-            gold_score=checkpoint.gold_score,
-            validation_score=checkpoint.metrics.get("validation_score"),
-        )
-    return checkpoint
 
 
 async def published(
