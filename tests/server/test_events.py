@@ -207,21 +207,27 @@ def test_a_follower_who_waits_for_an_event_far_away_holds_up_nobody(tmp_path: Pa
     job = submitted(home)
     followers = Followers(home, 0.01, frame)
 
-    async def main() -> str:
-        far = asyncio.create_task(anext(followers.follow(job, 10**9, 60.0)))
+    heard: dict[str, list[str]] = {"far": [], "near": []}
+
+    async def hear(name: str, after: int) -> None:
+        async for piece in followers.follow(job, after, 60.0):
+            heard[name] += messages(piece.decode())
+            if "news" in heard[name]:
+                return
+
+    async def main() -> None:
+        far = asyncio.create_task(hear("far", 10**9))
         await asyncio.sleep(0.1)
-        near = followers.follow(job, 0, 60.0)
-        heard = (await anext(near)).decode()
-        waiting = asyncio.create_task(anext(near))
+        near = asyncio.create_task(hear("near", 0))
         await asyncio.sleep(0.1)
         say(home, job, "news")
         async with asyncio.timeout(20):
-            heard += (await waiting).decode()
+            await near
         far.cancel()
-        await near.aclose()
-        return heard
 
-    assert messages(asyncio.run(main()))[-1] == "news"
+    asyncio.run(main())
+    assert heard["near"][-1] == "news"
+    assert heard["far"] == []
     home.close()
 
 

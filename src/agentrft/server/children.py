@@ -10,7 +10,7 @@ from dataclasses import dataclass
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 30.0
 HEALTHY_S = 60.0
-"""A child that lived this long is started again without delay."""
+"""A child that lived this long is started again after the shortest delay."""
 GRACE_S = 60.0
 """How long a child may take to end: a worker finishes its step and writes a snapshot."""
 
