@@ -2,6 +2,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from agentrft.core.errors import ConfigError
 from agentrft.core.protocols import Function
 from agentrft.graders.build import build_grader
 from agentrft.graders.dry_run import run_grader
-from agentrft.jobs.grading import Grading, grader_types, read_table
+from agentrft.jobs.grading import DeferredSandbox, Grading, grader_types, read_table
 from agentrft.store.home import Home
 
 SOURCE = "def grade(sample, item):\n    return float(sample['output_text'] == item['answer'])\n"
@@ -120,3 +121,18 @@ def test_a_file_that_holds_no_object_is_named(tmp_path: Path, name: str, text: s
         read_table(tmp_path / name)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_table(tmp_path / "missing.json")
+
+
+def test_two_event_loops_open_one_sandbox(home: Home) -> None:
+    async def graded() -> float | None:
+        run = await run_grader(PYTHON, {"answer": "yes"}, "yes", "trace_1", backends)
+        return run.grade.score
+
+    grading = Grading(home)
+    backends = grading.of_project(ProjectConfig(name="p"))
+    assert isinstance(backends.sandbox, DeferredSandbox)
+    with ThreadPoolExecutor(2) as threads:
+        both = list(threads.map(lambda _: asyncio.run(graded()), range(2)))
+    assert both == [1.0, 1.0]
+    assert backends.sandbox.open() is backends.sandbox.open()
+    asyncio.run(grading.close())

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import sys
+import threading
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -95,18 +96,21 @@ class DeferredSandbox:
     def __init__(self, config: SandboxConfig, images: Path, *, unsafe: bool) -> None:
         self._config, self._images, self._unsafe = config, images, unsafe
         self._opened: LocalSandbox | None = None
+        self._opening = threading.Lock()
+        """An audit of the API opens it from a thread of its own."""
 
     def open(self) -> "LocalSandbox":
         """Return the sandbox. Raises ConfigError if the level asked for is not to be had."""
-        if self._opened is None:
-            from agentrft.sandbox.local import open_sandbox  # loads what only some systems have
+        with self._opening:
+            if self._opened is None:
+                from agentrft.sandbox.local import open_sandbox  # loads what only some systems have
 
-            self._opened = open_sandbox(self._config, images=self._images, unsafe=self._unsafe)
-        return self._opened
+                self._opened = open_sandbox(self._config, images=self._images, unsafe=self._unsafe)
+            return self._opened
 
     async def run(self, program: Program) -> ProgramResult:
         """Run a program."""
-        return await self.open().run(program)
+        return await (await self._ready()).run(program)
 
     async def call(self, function: Function, arguments: Sequence[Any]) -> FunctionResult:
         """Call a function."""
@@ -115,7 +119,11 @@ class DeferredSandbox:
             timeout_s=self._config.timeout_s,
             memory_bytes=self._config.memory_bytes,
         )
-        return await self.open().call(limited, arguments)
+        return await (await self._ready()).call(limited, arguments)
+
+    async def _ready(self) -> "LocalSandbox":
+        """Look for a level beside the event loop, the first time."""
+        return self._opened or await asyncio.to_thread(self.open)
 
     async def close(self) -> None:
         """Close the sandbox, if it was ever opened."""
