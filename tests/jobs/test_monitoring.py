@@ -185,7 +185,8 @@ def test_the_run_pauses_within_two_evaluations_of_onset_and_keeps_its_checkpoint
     assert desk.alarms()["canary"] == [(2, "act")]
     assert desk.alarms()["train_minus_gold"] == [(2, "warn")]
     assert desk.job.checkpoint().step == 2
-    assert desk.job.run.status is RunStatus.FAILED
+    assert desk.job.run.status is RunStatus.PAUSED
+    assert "canary" in (desk.job.run.error or "")
 
 
 def test_resuming_acknowledges_the_alarm_until_another_monitor_acts(tmp_path: Path) -> None:
@@ -333,6 +334,35 @@ def test_a_killed_run_goes_on_watching_as_if_nothing_happened(tmp_path: Path) ->
     ]
     batches = [batch for trainer in cut.trainers for batch in trainer.batches]
     assert batches == whole.trainers[0].batches
+
+
+def test_quoting_a_reference_is_noticed_where_validation_rows_have_the_same_ids(
+    tmp_path: Path,
+) -> None:
+    secret = "one two three four five six seven eight nine ten eleven twelve"
+    quoted = [replace(task, row={"answer": secret}) for task in tasks(8)]
+    others = [replace(task, row={"answer": secret.upper() * 2}) for task in quoted]
+    job, trainer = a_job(tmp_path), a_trainer()
+
+    def not_hm(task: Task, trajectory: Trajectory) -> float:
+        return float(trajectory.output_text != "hm")
+
+    def script(request: SampleRequest) -> Sequence[int]:
+        return says((secret if trainer.steps_done else "yes") if request.seed % 2 else "hm")
+
+    async def main() -> None:
+        await reinforce(
+            job,
+            replace(a_setup(ScriptedSampler(script)), grader=FixedGrader(not_hm)),
+            trainer,
+            TaskSets(train=quoted, validation=others, grader=GRADER),
+            replace(CONFIG, steps=3, monitors=MonitorConfig(action="alert")),
+            first_step=0,
+            concurrency=8,
+        )
+
+    asyncio.run(main())
+    assert "reference_text" in {a.monitor for a in alarms_of(job.read_all(Event))}
 
 
 def test_a_run_that_names_no_interval_is_watched_five_times(tmp_path: Path) -> None:

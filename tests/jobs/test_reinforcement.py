@@ -99,7 +99,8 @@ def test_a_storm_of_broken_tools_stops_the_run_and_says_why(tmp_path: Path) -> N
     with pytest.raises(StormError, match="shop"):
         run(job, trainer, replace(a_setup(), open_environment=always_broken))
     assert not trainer.batches
-    assert job.run.status is RunStatus.FAILED
+    assert job.run.status is RunStatus.PAUSED
+    assert "shop" in (job.run.error or "")
     assert any("shop" in event.message for event in job.read_all(Event))
 
 

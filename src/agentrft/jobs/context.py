@@ -26,6 +26,10 @@ class Stopped(AgentRFTError):
     """The user asked to stop; everything committed is kept and the run can be resumed."""
 
 
+class PausedError(AgentRFTError):
+    """The run ended early for a reason that the user must look at; then it can be resumed."""
+
+
 @dataclass(kw_only=True)
 class Job:
     """One run while it runs."""
@@ -158,7 +162,8 @@ class Job:
             raise
         except BaseException as error:
             self.event(f"{type(error).__name__}: {error}", level="error")
-            self._end(RunStatus.FAILED, began, error=str(error) or type(error).__name__)
+            status = RunStatus.PAUSED if isinstance(error, PausedError) else RunStatus.FAILED
+            self._end(status, began, error=str(error) or type(error).__name__)
             raise
         self._end(RunStatus.SUCCEEDED, began)
 

@@ -116,8 +116,10 @@ def stored_records(job: Job, measurement: Measurement) -> list[RolloutRecord]:
     ]
 
 
-def stored_summaries(job: Job, stage: str, split: RolloutSplit) -> list[TrajectorySummary]:
-    """List what this run already stored, without reading tokens."""
+def stored_summaries(
+    job: Job, stage: str, split: RolloutSplit | None = None
+) -> list[TrajectorySummary]:
+    """List what this run already stored of a stage, without reading tokens."""
     summaries: list[TrajectorySummary] = []
     after, more = 0, True
     while more:

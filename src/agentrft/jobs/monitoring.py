@@ -4,15 +4,15 @@ Nothing is kept between processes: readings, levels and what is screened follow 
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 
 from agentrft.core.config import MonitorConfig
-from agentrft.core.errors import AgentRFTError
 from agentrft.core.grade import Group
 from agentrft.core.run import Event, RolloutRecord
-from agentrft.jobs.context import Job
+from agentrft.jobs.context import Job, PausedError
+from agentrft.jobs.evaluation import stored_summaries
 from agentrft.jobs.following import StepResult
 from agentrft.jobs.validation import STAGE, Validation
 from agentrft.measure.monitors import BY_NAME, Alarm, alarms, alarms_of
@@ -20,7 +20,7 @@ from agentrft.measure.readings import Reading, common_to, fingerprint, read
 from agentrft.rollout.group import Collected
 
 
-class MonitorAlarmError(AgentRFTError):
+class MonitorAlarmError(PausedError):
     """A monitor acted and the run pauses; resuming it acknowledges the alarm."""
 
 
@@ -46,11 +46,17 @@ class Monitoring:
 
     def recall(self, step: int) -> None:
         """Read what is stored from before a step, as if this process had seen it."""
-        stored = [r for r in self._job.read_all(RolloutRecord) if r.stage == STAGE]
-        self._before = [record for record in stored if record.step == 0]
-        earlier = sorted((r for r in stored if 0 < r.step < step), key=lambda r: r.step)
-        for past, records in groupby(earlier, key=lambda r: r.step):
-            self._read(past, list(records))
+        stored: dict[int, list[int]] = defaultdict(list)
+        for summary in stored_summaries(self._job, STAGE):
+            stored[summary.step].append(summary.record_id)
+
+        # One step at a time: all rollouts of a long run do not fit into memory.
+        def records(of_step: int) -> list[RolloutRecord]:
+            return [self._job.home.store.trajectory(record) for record in stored[of_step]]
+
+        self._before = records(0)
+        for past in sorted(past for past in stored if 0 < past < step):
+            self._read(past, records(past))
 
     def after(self, result: StepResult) -> None:
         """Take a step in; at evaluations write what alarms it raises.
@@ -96,7 +102,7 @@ class Monitoring:
         if not self._history:
             # Step 1 is sampled by the untouched policy.
             self._history.append(self._reading(0, train, self._before))
-        self._window += train
+        self._window += map(_without_observations, train)
         if not self._validation.is_due(step):
             return ()
         others = [record for record in records if record.split != "train"]
@@ -118,6 +124,15 @@ class Monitoring:
             canaries=[record for record in others if record.split == "canary"],
             references=self._references,
         )
+
+
+def _without_observations(record: RolloutRecord) -> RolloutRecord:
+    """Drop the tokens that were fed in: no reading looks at them, and they are most of a rollout."""
+    graded = record.graded
+    turns = tuple(replace(turn, observation_ids=()) for turn in graded.trajectory.turns)
+    return replace(
+        record, graded=replace(graded, trajectory=replace(graded.trajectory, turns=turns))
+    )
 
 
 def _acts(alarm: Alarm) -> bool:

@@ -7,17 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from agentrft.core.config import ReinforcementConfig
-from agentrft.core.errors import AgentRFTError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Trainer
 from agentrft.core.run import RolloutRecord, StepMetrics
 from agentrft.core.seeds import derive_seed
 from agentrft.jobs.canaries import canary_tasks, reference_texts
 from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
-from agentrft.jobs.context import Job, Stopped
+from agentrft.jobs.context import Job, PausedError, Stopped
 from agentrft.jobs.evaluation import Measurement, stored_records
 from agentrft.jobs.following import Follower, StepResult, ValidationLines
-from agentrft.jobs.monitoring import MonitorAlarmError, Monitoring
+from agentrft.jobs.monitoring import Monitoring
 from agentrft.jobs.publication import Publisher, refuse_other_versions
 from agentrft.jobs.serving import ServedModel
 from agentrft.jobs.supervised import shuffled_batch
@@ -27,7 +26,7 @@ from agentrft.rollout.group import Collected, collect
 from agentrft.training.credit import centred
 
 
-class StormError(AgentRFTError):
+class StormError(PausedError):
     """Too many rollouts are lost to infrastructure; the run stops instead of learning from the rest."""
 
 
@@ -74,7 +73,7 @@ async def reinforce(
         monitoring.after(result)
 
     with job.progress.phase("reinforcement: steps", config.steps - first_step) as phase:
-        async with keeper.snapshot_on(Stopped, StormError, MonitorAlarmError):
+        async with keeper.snapshot_on(Stopped, PausedError):
             if first_step == 0:
                 await validation.before_training(setup)
             monitoring.recall(first_step)
@@ -128,7 +127,7 @@ def _watched(
         seed=job.run.seed,
     )
     validation = Validation(job, tasks, config, canaries=canaries, concurrency=concurrency)
-    references = reference_texts((*tasks.train, *tasks.validation), tasks.grader)
+    references = reference_texts(tasks.train, tasks.grader)
     return validation, Monitoring(job, config.monitors, validation, references=references)
 
 
