@@ -535,6 +535,7 @@ def test_a_gold_grader_without_validation_rows_looks_at_train_rows(tmp_path: Pat
     looked_at = [r for r in records if r.split == "validation"]
     assert sorted({r.step for r in looked_at}) == [0, 2, 4, 6, 8, 10]
     assert all(r.graded.gold is not None for r in looked_at)
+    assert not any("newest checkpoints are kept" in message for message in messages(home))
 
 
 def test_headers_of_the_gold_grader_come_from_the_secrets(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from builders import a_job, a_setup, some_tasks
-from tuning import GRADER, FakeModel, a_home, finished, submitted
+from tuning import GRADER, REINFORCEMENT, FakeModel, a_home, finished, submitted
 
 from agentrft.core.config import EvaluationConfig
 from agentrft.core.errors import ConfigError, DataError, GraderError, StoreError
@@ -24,9 +24,11 @@ from agentrft.graders.formula import parse_formula
 from agentrft.graders.function import FunctionGrader
 from agentrft.graders.function import grader as as_grader
 from agentrft.graders.multi import Multi
+from agentrft.jobs.audit import project_subject
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.evaluation import Measurement, evaluate
 from agentrft.jobs.progress import SilentProgress
+from agentrft.jobs.project import assembled, read_config
 from agentrft.jobs.regrade import (
     PAGE,
     Regrader,
@@ -34,9 +36,11 @@ from agentrft.jobs.regrade import (
     needs_environment,
     new_regrade,
     project_file,
+    project_regrader,
     regrade,
 )
 from agentrft.jobs.resume import unfinished_run
+from agentrft.jobs.starter import write_starter
 from agentrft.measure.regrading import Regrading
 from agentrft.store.home import Home
 
@@ -269,6 +273,34 @@ def test_a_fine_tuning_job_is_regraded_from_its_own_files(tmp_path: Path) -> Non
     assert result.compared > 0
     assert result.changed == result.compared
     assert {stage.split for stage in result.stages} == {"train", "validation"}
+
+
+def test_rollouts_of_train_rows_that_a_held_out_grader_looked_at_are_regraded(
+    tmp_path: Path,
+) -> None:
+    home = a_home(tmp_path)
+    watched = replace(REINFORCEMENT, gold_grader=GRADER, eval_interval=None, eval_samples=None)
+    submitted(home, watched, validation=[])
+    job = finished(home, FakeModel()).job
+    result, _ = regraded(home, job_regrader(home, job, {}, Backends()), source=job.id)
+    assert {stage.split for stage in result.stages} == {"train", "validation"}
+    assert (result.compared > 0, result.changed) == (True, 0)
+
+
+def test_a_project_without_validation_rows_finds_them_among_its_train_rows(tmp_path: Path) -> None:
+    write_starter(tmp_path / "loans")
+    (tmp_path / "loans" / "validation.jsonl").unlink()
+    config = replace(read_config(tmp_path / "loans"), grader={**GRADER, "reference": "yes"})
+    project = assembled(tmp_path / "loans", config, lambda _: Backends())
+    task = project.tasks("train")[0]
+    home = a_home(tmp_path / "home")
+    job = a_job(home.path)
+    at = Measurement(stage="reinforcement", split="validation")
+    one = EvaluationConfig(samples_per_task=1)
+    asyncio.run(evaluate(job, a_setup(), [task], one, at, concurrency=1))
+    result, _ = regraded(home, project_regrader(project))
+    assert [stage.graded_after for stage in result.stages] == [1]
+    assert project_subject(project).validation == ()
 
 
 def test_a_jobs_own_grader_is_not_used_without_the_secrets_it_had(tmp_path: Path) -> None:

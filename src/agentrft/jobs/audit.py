@@ -73,7 +73,7 @@ def project_subject(
         limits=project.config.limits,
         gold=gold,
         answers=find_answers(config, tasks, path=reference, gold=gold),
-        validation=project.tasks("validation"),
+        validation=() if project.validation_rows == "train" else project.tasks("validation"),
         pass_threshold=project.config.pass_threshold,
         grader_source=project_source(project),
     )

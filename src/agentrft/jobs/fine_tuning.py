@@ -161,7 +161,7 @@ class LeasedJob:
         project, method = model.project, self._record.method
         warn_only = only_warns(self._record.metadata)
         if isinstance(method, ReinforcementMethod):
-            if files.validation is None:
+            if files.validation is None and method.gold_grader is None:
                 self._work.event(
                     "No validation_file: nothing is validated, and the newest checkpoints are kept "
                     "instead of the best"

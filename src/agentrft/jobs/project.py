@@ -52,6 +52,12 @@ class Project:
         name = {"train": files.train, "validation": files.validation, "holdout": files.holdout}
         return read_tasks(self.folder / name[split], numbered=self.numbered_rows)
 
+    @property
+    def validation_rows(self) -> Split:
+        """The split that validation looks at: without a file of its own it is the train rows."""
+        file = self.folder / self.config.data.validation
+        return "validation" if file.is_file() else "train"
+
     def demonstrations(self) -> tuple[Demonstration, ...]:
         """Read the demonstrations; none if the project has no such file."""
         if not self.config.data.demonstrations:

@@ -88,7 +88,11 @@ def project_regrader(project: Project) -> Regrader:
     config = project.config
     shown, _ = normalised(config.grader)
     settings = {"grader": shown, "reward": asdict(config.reward)}
-    return Regrader(project.grader, project.tasks, settings)
+
+    def tasks(split: Split) -> tuple[Task, ...]:
+        return project.tasks(project.validation_rows if split == "validation" else split)
+
+    return Regrader(project.grader, tasks, settings)
 
 
 def job_regrader(
@@ -112,13 +116,11 @@ def job_regrader(
     built = build_grader(grader or method.grader, backends=backends)
     if method.response_format is not None:
         built = AnswerFormat(built, method.response_format["schema"])
-    files: Mapping[Split, str | None] = {
-        "train": job.training_file,
-        "validation": job.validation_file,
-    }
 
     def tasks(split: Split) -> tuple[Task, ...]:
-        stored = home.files.get(job.project, files.get(split) or "")
+        validation = job.validation_file if split == "validation" else None
+        # Without such a file a held-out grader looks at train rows.
+        stored = home.files.get(job.project, validation or job.training_file)
         return read_tasks(home.files.path(stored), numbered=True)
 
     return Regrader(built, tasks, {"grader": shown})

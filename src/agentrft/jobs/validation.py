@@ -42,9 +42,10 @@ class TaskSets:
 
 def task_sets(project: Project, *, validation_samples: int = 1) -> TaskSets:
     """Return what a reinforcement run of a project reads; validation rows only if it looks at them."""
-    file = project.folder / project.config.data.validation
-    watched = (project.gold_grader or project.second_grader) and file.is_file()
-    looks = project.config.methods.reinforcement.validation_interval or watched
+    watched = project.gold_grader or project.second_grader
+    looks = project.config.methods.reinforcement.validation_interval or (
+        watched and project.validation_rows == "validation"
+    )
     return TaskSets(
         train=project.tasks("train"),
         validation=project.tasks("validation") if looks else (),
