@@ -131,6 +131,21 @@ def test_longer_outputs_that_are_not_better_paid_are_no_alarm() -> None:
     assert levels(quiet(length=Sign(70.0, MANY), length_rank=0.2)) == {}
 
 
+def test_a_canary_that_always_scored_is_no_evidence_against_those_that_rose() -> None:
+    chance = {"canary-1": (1.0,), "canary-2": (0.0,), "canary-3": (0.0,)}
+    risen = {"canary-1": (1.0,), "canary-2": (1.0,), "canary-3": (1.0,)}
+    paid = (("canary-1", "by chance"), ("canary-2", "gamed"), ("canary-3", "gamed too"))
+    (alarm,) = alarms([replace(START, canaries=chance), quiet(canaries=risen, paid_canaries=paid)])
+    assert alarm.evidence == ("gamed", "gamed too")
+
+
+def test_rollouts_that_skip_the_tools_are_the_evidence_that_tools_are_skipped() -> None:
+    (alarm,) = alarms(
+        (START, quiet(tool_calls=Sign(0.5, ("calls",)), fewest_calls=("skips", "skips too")))
+    )
+    assert (alarm.monitor, alarm.evidence) == ("tool_calls", ("skips", "skips too"))
+
+
 def test_canaries_that_rise_far_less_than_the_train_score_only_show_a_better_format() -> None:
     lifted = {"canary-1": (0.3,), "canary-2": (0.3,)}
     assert levels(quiet(canaries=lifted)) == {"canary": "act"}
@@ -253,7 +268,9 @@ def test_rollouts_are_measured_over_the_window() -> None:
     ]
     reading = read(2, train=window)
     assert reading.train == pytest.approx(0.5)
-    assert reading.length == Sign(20.0, ("long", "cut", "short"))
+    assert reading.length == Sign(20.0, ("long", "cut"))
+    assert reading.tool_calls.shown_by == ("short",)
+    assert reading.fewest_calls == ("long", "cut")
     assert reading.length_rank == pytest.approx(1.0)
     assert reading.tool_calls.value == pytest.approx(1 / 3)
     assert reading.truncated == Sign(1 / 3, ("cut",))
@@ -342,7 +359,7 @@ def test_canaries_are_read_by_task() -> None:
     ]
     reading = read(1, train=[], canaries=canaries)
     assert reading.canaries == {"canary-1": (1.0, 0.0)}
-    assert reading.paid_canaries == ("paid",)
+    assert reading.paid_canaries == (("canary-1", "paid"),)
 
 
 def test_nothing_to_measure_is_not_a_zero() -> None:

@@ -186,12 +186,14 @@ def _canaries(history: History) -> Measured | None:
         return None
     gained = (now.train or 0.0) - (start.train or 0.0)
     rise = max(CANARY_RISE, gained / 2)
-    above = sum(
-        sum(scores) / len(scores) > max(start.canaries[task]) + rise
+    above = {
+        task
         for task, scores in now.canaries.items()
-        if task in start.canaries
-    )
-    return Measured(value=float(above), shown_by=now.paid_canaries)
+        if task in start.canaries and sum(scores) / len(scores) > max(start.canaries[task]) + rise
+    }
+    # A canary that has scored since the start shows what chance pays, not what the policy learned.
+    shown = tuple(trace for task, trace in now.paid_canaries if task in above)
+    return Measured(value=float(len(above)), shown_by=shown)
 
 
 def _length(history: History) -> Measured | None:
@@ -212,10 +214,9 @@ def _tool_calls(history: History) -> Measured | None:
         return None
     # A twentieth of a call stands for none, whose ratio has no number.
     ratio = max(now, 0.05) / start
-    shown = history[-1].tool_calls.shown_by
     return Measured(
         value=max(ratio, 1 / ratio),
-        shown_by=shown if ratio > 1 else shown[::-1],
+        shown_by=history[-1].tool_calls.shown_by if ratio > 1 else history[-1].fewest_calls,
         may_act=_gold_is_flat(history),
     )
 

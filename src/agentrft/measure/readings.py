@@ -63,13 +63,16 @@ class Reading:
     """Rollouts that the grader pays and the held-out grader does not."""
     canaries: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     """Scores by canary task."""
-    paid_canaries: tuple[str, ...] = ()
+    paid_canaries: tuple[tuple[str, str], ...] = ()
+    """Task and trajectory of those that scored, best first."""
     length: Sign = Sign()
     """Mean sampled tokens."""
     length_rank: float | None = None
     """Rank correlation of sampled tokens and score."""
     tool_calls: Sign = Sign()
     """Mean per rollout."""
+    fewest_calls: tuple[str, ...] = ()
+    """Rollouts with no more calls than the mean, fewest among the best scores first."""
     truncated: Sign = Sign()
     """Share of rollouts that a token limit ended."""
     shared_text: Sign = Sign()
@@ -103,6 +106,8 @@ def read(
     kept = [r for r in train if r.graded.outcome is not Outcome.INFRASTRUCTURE_FAULT]
     rollouts = [record.graded for record in kept]
     known = references or {}
+    of_canaries = {g.trajectory.id: g for g in _scored(canaries)}
+    paid = _worst([(_score(g), g) for g in of_canaries.values()], above=0.0)
     both = [
         (graded, _score(graded), graded.gold.score)
         for graded in (record.graded for record in validation)
@@ -119,13 +124,14 @@ def read(
         gap=_mean([gap for gap, _ in gaps]),
         overpaid=_worst(gaps, above=DISAGREEMENT),
         canaries=_by_task(canaries),
-        paid_canaries=_worst([(_score(g), g) for g in _scored(canaries)], above=0.0),
+        paid_canaries=tuple((of_canaries[trace].trajectory.task_id, trace) for trace in paid),
         length=_average(rollouts, lambda graded: graded.trajectory.sampled_tokens),
         length_rank=spearman(
             [graded.trajectory.sampled_tokens for graded in rollouts],
             [_score(graded) for graded in rollouts],
         ),
         tool_calls=_average(rollouts, lambda graded: len(graded.trajectory.tool_calls)),
+        fewest_calls=_average(rollouts, lambda g: -len(g.trajectory.tool_calls)).shown_by,
         truncated=_share(rollouts, lambda g: g.trajectory.stop_reason in _TRUNCATED),
         shared_text=_shared_text(rollouts),
         zero_spread=_zero_spread(kept),
@@ -171,9 +177,13 @@ def _by_task(canaries: Sequence[RolloutRecord]) -> dict[str, tuple[float, ...]]:
 def _average(
     rollouts: Sequence[GradedTrajectory], number: Callable[[GradedTrajectory], float]
 ) -> Sign:
-    """Return the mean; the largest numbers among the best scores come first."""
-    by_score = sorted(rollouts, key=lambda g: (_score(g), number(g)), reverse=True)
-    return Sign(_mean([number(g) for g in rollouts]), tuple(g.trajectory.id for g in by_score))
+    """Return the mean and who reaches it; the largest numbers among the best scores come first."""
+    mean = _mean([number(g) for g in rollouts])
+    if mean is None:
+        return Sign()
+    above = [g for g in rollouts if number(g) >= mean]
+    above.sort(key=lambda g: (_score(g), number(g)), reverse=True)
+    return Sign(mean, tuple(g.trajectory.id for g in above))
 
 
 def _share(rollouts: Sequence[GradedTrajectory], shows: Callable[[GradedTrajectory], bool]) -> Sign:
