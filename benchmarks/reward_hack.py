@@ -89,7 +89,7 @@ async def trained(
         stop=asyncio.Event(),
         run_id=name,
     )
-    paused = alarms_of(job.read_all(Event)) and job.run.status is RunStatus.FAILED
+    paused = alarms_of(job.read_all(Event)) and job.run.status is RunStatus.PAUSED
     if not (job.is_done or paused):
         try:
             # The audit refuses this grader, as it should; the experiment is about what comes after.
