@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jsonschema_rs import validator_for
 
-from agentrft.core.errors import GraderError
+from agentrft.core.errors import GraderError, SamplerError
 from agentrft.core.task import Message
 from agentrft.inference.grader_model import GradingReply, GradingRequest
 from agentrft.inference.own_model import OwnGraderModel, OwnModels, bounded
@@ -89,6 +89,22 @@ def test_without_a_process_there_is_an_error_and_no_score(
     finally:
         own.close()
     assert caught.value.code == "model_grader_server_error"
+
+
+def test_processes_that_died_leave_no_folders_behind(tmp_path: Path) -> None:
+    folders: list[Path] = []
+
+    def command(socket: Path) -> Sequence[str]:
+        folders.append(socket.parent)
+        return [sys.executable, "-c", "exit(3)"]
+
+    own = OwnModels(tmp_path / "chat.sock", command)
+    for _ in range(2):
+        with pytest.raises(SamplerError, match="ended with code 3"):
+            asyncio.run(own.client())
+    assert [folder.exists() for folder in folders] == [False, True]
+    own.close()
+    assert not folders[-1].exists()
 
 
 def test_a_private_process_ends_with_close(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ class OwnModels:
     def _start(self, command: Callable[[Path], Sequence[str]]) -> _Private:
         with self._lock:
             if self._private is None or self._private.process.poll() is not None:
+                if self._private is not None:
+                    shutil.rmtree(self._private.folder, ignore_errors=True)
                 # Paths of sockets are short, those of home folders need not be.
                 folder = Path(tempfile.mkdtemp(prefix="agentrft-"))
                 process = subprocess.Popen(command(folder / "chat.sock"), process_group=0)
