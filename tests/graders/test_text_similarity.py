@@ -111,7 +111,7 @@ def test_the_score_is_what_one_counts_by_hand(
 @pytest.mark.parametrize("metric", METRICS)
 @given(text=st.one_of(WORDS, st.text()), reference=WORDS)
 @settings(max_examples=40, deadline=None)
-def test_the_score_is_the_librarys_own_number(metric: str, text: str, reference: str) -> None:
+def test_the_score_is_the_number_of_the_library(metric: str, text: str, reference: str) -> None:
     assert METRICS[metric](text, f"one two three four five {reference}") == pytest.approx(
         libraries(metric, text, f"one two three four five {reference}"), abs=1e-12
     )

@@ -11,7 +11,7 @@ from agentrft.core.trajectory import StopReason, Trajectory, Turn
 
 ROWS = 40
 
-NAMES = ("Ada", "Bruno", "Chen", "Dora", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas")
+NAMES = ("Ada", "Bruno", "Chen", "Dora", "Elif", "Farid", "Greta", "Hugo", "Iris", "Jonas")
 GOODS = ("lamp", "kettle", "chair", "radio", "vase", "shelf", "mug", "rug", "clock", "tent")
 CITIES = ("Oslo", "Lima", "Turin", "Kyoto", "Quito", "Leeds", "Basel", "Porto", "Gdansk", "Bergen")
 LABELS = ("billing", "shipping", "returns", "account", "technical")
