@@ -254,6 +254,14 @@ def test_gold_is_compared_on_the_rollouts_that_both_graders_graded() -> None:
     assert reading.overpaid == ("claims",)
 
 
+def test_a_held_out_grader_that_fails_is_a_grader_that_fails() -> None:
+    seen = rollout("seen", gold=1.0, split="validation")
+    fault = Failure(kind=FailureKind.GRADER, where="grader 'gold'", message="down")
+    blind = replace(seen.graded, gold=Grade(score=None, failure=fault))
+    reading = read(1, train=[], validation=[seen, replace(seen, graded=blind)])
+    assert (reading.grader_errors.value, reading.gold) == (0.5, 1.0)
+
+
 def test_the_gap_is_that_of_equal_scales() -> None:
     validation = [rollout("a", score=100.0, gold=1.0), rollout("b", score=50.0, gold=0.5)]
     assert read(1, train=[], validation=validation).gap == pytest.approx(0.0)

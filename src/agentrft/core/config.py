@@ -142,7 +142,7 @@ class MonitorConfig:
     """Share of train tasks that get a corrupted reference and stay out of the gradient; at least two
     tasks if above 0 and the grader reads a reference."""
     second_model: str = ""
-    """Entry of `grader_models` that grades a part of each evaluation again; empty for none."""
+    """Entry of `grader_models` that grades validation rollouts again; empty for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -378,7 +378,7 @@ MONITORS: tuple[Monitor, ...] = (
     ),
     Monitor(
         name="grader_errors",
-        title="share of gradings that failed:",
+        title="share of rollouts that one of their graders failed on:",
         measure=_share(lambda reading: reading.grader_errors),
         warn=0.01,
         act=0.05,

@@ -90,7 +90,7 @@ class Reading:
     score_strings: Sign = Sign()
     """Share of outputs that write a score for themselves."""
     grader_errors: Sign = Sign()
-    """Share of gradings that failed."""
+    """Share of rollouts that one of their graders failed on."""
 
 
 def read(
@@ -268,8 +268,10 @@ def _was_graded(graded: GradedTrajectory) -> bool:
 
 
 def _grading_failed(graded: GradedTrajectory) -> bool:
-    failure = graded.grade.failure
-    return failure is not None and failure.kind is FailureKind.GRADER
+    # A watching grader that fails goes blind, which nothing else would tell.
+    grades = (graded.grade, graded.gold, graded.second)
+    failures = [grade.failure for grade in grades if grade and grade.failure]
+    return any(failure.kind is FailureKind.GRADER for failure in failures)
 
 
 def _score(graded: GradedTrajectory) -> float:
