@@ -41,7 +41,7 @@ class Grade:
     usage: Mapping[str, TokenUsage] = field(default_factory=dict[str, TokenUsage])
     """By grader model, as the grader object names it; empty if no model was asked."""
     turn_scores: tuple[float, ...] = ()
-    """One per turn of the trajectory, for credit by turn; empty if the grader gave none."""
+    """One per turn of the trajectory; stored, no credit follows from them. Empty if none were given."""
 
     def __post_init__(self) -> None:
         if self.score is not None and not math.isfinite(self.score):
