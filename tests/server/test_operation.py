@@ -113,8 +113,13 @@ def test_every_validation_can_be_opened_down_to_the_tokens(tmp_path: Path) -> No
         assert [message["content"] for message in whole["messages"]] == ["hello", "hi"]
         assert whole["trajectory"]["turns"][0]["action_ids"] == [3]
         assert whole["grade"]["score"] == 1.0
-        foreign = server.client.get(f"/v1/fine_tuning/jobs/ftjob-2/rollouts/{record}")
-        assert foreign.status_code == 404
+        assert (whole["gold"], whole["screened"]) == (None, "")
+        known = page["data"][0]["trajectory_id"]
+        assert known == whole["trajectory"]["id"]
+        assert server.client.get(f"{path}/rollouts/{known}").json()["trajectory"]["id"] == known
+        for name in (record, known, "trace_gone"):
+            foreign = server.client.get(f"/v1/fine_tuning/jobs/ftjob-2/rollouts/{name}")
+            assert foreign.status_code == 404
         assert server.client.get(f"{path}/rollouts/x").status_code == 400
 
 

@@ -20,7 +20,7 @@ from agentrft.store.overview import Overview
 routes = router("fine-tuning")
 Reader = Annotated[Identity, Depends(require(Role.READ))]
 Step = Annotated[int, Path(ge=0, le=2**31)]
-RecordId = Annotated[int, Path(ge=1, le=2**62)]
+Name = Annotated[str, Path(pattern=r"^([1-9][0-9]{0,17}|trace_[A-Za-z0-9_-]{1,250})$")]
 _JOB = "/fine_tuning/jobs/{job_id}"
 
 
@@ -54,6 +54,7 @@ class RolloutReply(Reply):
     sampled_tokens: int
     observed_tokens: int
     duration_s: float
+    trajectory_id: str
 
 
 class WholeRolloutReply(Reply):
@@ -68,6 +69,10 @@ class WholeRolloutReply(Reply):
     messages: Sequence[Mapping[str, Any]]
     trajectory: Mapping[str, Any]
     grade: Mapping[str, Any]
+    gold: Mapping[str, Any] | None
+    """Of the held-out grader, where it looked."""
+    screened: str
+    """The monitor that kept it out of the gradient; empty for none."""
 
 
 @routes.get(_JOB + "/evaluations")
@@ -105,11 +110,12 @@ def list_rollouts(
     )
 
 
-@routes.get(_JOB + "/rollouts/{record_id}", response_model=WholeRolloutReply)
-def retrieve_rollout(job_id: str, record_id: RecordId, server: Here, caller: Reader) -> Response:
-    """Return a whole rollout: messages, tokens, tool results, grade."""
+@routes.get(_JOB + "/rollouts/{rollout}", response_model=WholeRolloutReply)
+def retrieve_rollout(job_id: str, rollout: Name, server: Here, caller: Reader) -> Response:
+    """Return a whole rollout, by its id or by the trajectory id that alarms and tools have."""
     server.home.queue.get(job_id, caller.project)
-    record = Overview(server.home.database).rollout(job_id, record_id)
+    name = int(rollout) if rollout.isdigit() else rollout
+    record_id, record = Overview(server.home.database).rollout(job_id, name)
     trajectory = record.graded.trajectory
     # Thousands of tokens and logprobs: written as they are, not validated once more.
     body = pydantic_core.to_json(
@@ -123,6 +129,8 @@ def retrieve_rollout(job_id: str, record_id: RecordId, server: Here, caller: Rea
             "messages": trajectory.messages,
             "trajectory": trajectory,
             "grade": record.graded.grade,
+            "gold": record.graded.gold,
+            "screened": record.graded.screened,
         },
         inf_nan_mode="null",
     )

@@ -40,6 +40,8 @@ class TrajectorySummary:
     sampled_tokens: int
     observed_tokens: int
     duration_s: float
+    trajectory_id: str
+    """As tools, graders and alarms know it; empty for what was stored by early versions."""
 
 
 class RunStore(Store, Protocol):
@@ -111,6 +113,7 @@ def summary_of(record_id: int, record: RolloutRecord) -> TrajectorySummary:
         sampled_tokens=trajectory.sampled_tokens,
         observed_tokens=trajectory.observed_tokens,
         duration_s=trajectory.duration_s,
+        trajectory_id=trajectory.id,
     )
 
 

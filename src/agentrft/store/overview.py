@@ -101,12 +101,17 @@ class Overview:
             has_more=len(rows) > limit,
         )
 
-    def rollout(self, run_id: str, record_id: int) -> RolloutRecord:
-        """Return a whole rollout of a run. Raises NotFoundError if the run has none of this id."""
-        named = (_rollouts.c.run_id == run_id) & (_rollouts.c.sequence == record_id)
-        if self._single(select(_rollouts.c.sequence).where(named)) is None:
-            raise NotFoundError(f"no rollout {record_id} in {run_id}; list them to see their ids")
-        return SqlStore(self._database).trajectory(record_id)
+    def rollout(self, run_id: str, name: int | str) -> tuple[int, RolloutRecord]:
+        """Return a whole rollout of a run with its record id, by that or by its trajectory id.
+
+        Of several with the same trajectory id it is the latest. Raises NotFoundError.
+        """
+        column = _rollouts.c.sequence if isinstance(name, int) else _rollouts.c.trajectory_id
+        named = (_rollouts.c.run_id == run_id) & (column == name)
+        record_id = self._single(select(func.max(_rollouts.c.sequence)).where(named))
+        if record_id is None:
+            raise NotFoundError(f"no rollout {name} in {run_id}; list them to see their ids")
+        return record_id, SqlStore(self._database).trajectory(record_id)
 
     def _single(self, query: Any) -> Any:
         with self._database.reading() as connection:

@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD = "0002"
+HEAD = "0003"
 """Newest revision; a database that has it opens without loading Alembic."""
 
 metadata = MetaData()
@@ -100,10 +100,12 @@ trajectories = Table(
     Column("sampled_tokens", Integer, nullable=False),
     Column("observed_tokens", Integer, nullable=False),
     Column("duration_s", Float, nullable=False),
+    Column("trajectory_id", Text, nullable=False, server_default=""),
     Index("trajectories_by_run", "run_id", "sequence"),
     Index("trajectories_by_stage", "run_id", "stage", "split", "sequence"),
     Index("trajectories_by_split", "run_id", "split", "sequence"),
     Index("trajectories_by_step", "run_id", "step"),
+    Index("trajectories_by_id", "run_id", "trajectory_id"),
     sqlite_autoincrement=True,
 )
 
