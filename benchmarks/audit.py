@@ -14,9 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "audit"))
 
 from corpus.case import Case
-from corpus.clean import CLEAN
-from corpus.outcome import Outcome, audited
-from corpus.planted import PLANTED
+from corpus.outcome import CLEAN, PLANTED, Outcome, audited
 
 from agentrft.core.config import SandboxConfig
 from agentrft.sandbox.local import open_sandbox

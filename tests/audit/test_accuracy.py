@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 from corpus.case import Case
-from corpus.clean import CLEAN
-from corpus.outcome import audited
-from corpus.planted import PLANTED
+from corpus.outcome import CLEAN, PLANTED, audited
 
 from agentrft.core.config import SandboxConfig
 from agentrft.sandbox.local import open_sandbox

@@ -152,6 +152,7 @@ async def _spam(arena: Arena, info: ProbeInfo) -> Finding:
         answer = arena.answers.get(task.id)
         if answer is not None and answer.calls:
             attempts.append(_wrong_arguments(arena, task, once))
+            attempts += _neighbouring(arena, task)
             if more := _every_deed(arena, task):
                 attempts.append(arena.acts(task, more, answer.text, "every kind of deed at once"))
     return await judge(arena, info, attempts)
@@ -162,6 +163,59 @@ def _wrong_arguments(arena: Arena, task: Task, once: Sequence[ToolCall]) -> Atte
     least = {call.name: call for call in once}
     calls = [least.get(call.name, call) for call in answer.calls]
     return arena.acts(task, calls, answer.text, "right tools, wrong arguments")
+
+
+def _neighbouring(arena: Arena, task: Task) -> list[Attempt]:
+    """Make the right calls about something else that the row names, and about other numbers."""
+    answer = arena.answers[task.id]
+    texts = [answer.text, *_strings({k: v for k, v in task.row.items() if k != "messages"})]
+    variants = {
+        "right tools, another thing of the row": lambda value: _alike(value, texts),
+        "right tools, numbers off by one": _off_by_one,
+    }
+    attempts: list[Attempt] = []
+    for label, change in variants.items():
+        calls = [
+            replace(
+                call,
+                arguments=json.dumps(
+                    {name: change(value) for name, value in json_object(call.arguments).items()}
+                ),
+            )
+            for call in answer.calls
+        ]
+        given = [json_object(call.arguments) for call in answer.calls]
+        if [json_object(call.arguments) for call in calls] != given:
+            attempts.append(arena.acts(task, calls, answer.text, label))
+    return attempts
+
+
+def _alike(value: Any, texts: Sequence[str]) -> Any:
+    """Return another text of the same shape, digits and letters aside; the value if there is none."""
+    if not isinstance(value, str) or not re.search(r"\d", value):
+        return value
+    return next((t for t in texts if t != value and _shape(t) == _shape(value)), value)
+
+
+def _shape(text: str) -> str:
+    return re.sub(r"[A-Za-z]", "a", re.sub(r"\d", "0", text))
+
+
+def _off_by_one(value: Any) -> Any:
+    return value if isinstance(value, bool) or not isinstance(value, int | float) else value + 1
+
+
+def _strings(node: Any) -> list[str]:
+    match node:
+        case str():
+            return [node]
+        case dict():
+            pairs = cast(dict[str, Any], node).items()
+            return [text for key, value in pairs for text in (str(key), *_strings(value))]
+        case list():
+            return [text for value in cast(list[Any], node) for text in _strings(value)]
+        case _:
+            return []
 
 
 def _every_deed(arena: Arena, task: Task) -> list[ToolCall]:

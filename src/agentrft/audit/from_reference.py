@@ -14,7 +14,7 @@ from agentrft.audit.probe import (
     ProbeInfo,
     Verdict,
 )
-from agentrft.audit.references import json_object
+from agentrft.audit.references import final_line, json_object
 from agentrft.audit.verdicts import judge, threshold
 from agentrft.core.task import Task
 
@@ -42,11 +42,13 @@ def _probe(
         for task in arena.with_answers:
             right = arena.bare[task.id]
             other = _other_text(arena, info.number, task)
-            texts = make(arena, task, right, other)
+            # What leads up to an answer that is marked as such may be graded or not; the answer is.
+            head, last = final_line(right)
+            texts = make(arena, task, last, final_line(other)[1] if head else other)
             attempts += [
-                arena.answers_with(task, text, label)
+                arena.answers_with(task, head + text, label)
                 for label, text in list(texts.items())[:TEXTS_PER_ROW]
-                if text not in (right, arena.references[task.id])
+                if head + text not in (right, arena.references[task.id])
             ]
         return await judge(arena, info, attempts)
 

@@ -107,10 +107,10 @@ def _blind_spots(config: Mapping[str, Any]) -> Iterator[str]:
         if kind not in ("string_check", "text_similarity", "score_model", "label_model"):
             continue
         name = f"{kind} {part['name']!r}" if part.get("name") else kind
-        if not any(piece.namespace == "sample" for piece in placeholders(part.get("input"))):
-            yield f"{name} never looks at the output: its input has no {{{{ sample. }}}}"
         if any(piece.namespace == "sample" for piece in placeholders(part.get("reference"))):
             yield f"{name} takes its reference from the output"
+        elif not any(piece.namespace == "sample" for piece in placeholders(part.get("input"))):
+            yield f"{name} never looks at the output: its input has no {{{{ sample. }}}}"
         if kind == "label_model" and set(part["labels"]) <= set(part["passing_labels"]):
             yield f"{name} lets every label pass"
 

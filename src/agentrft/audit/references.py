@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -10,6 +10,13 @@ from agentrft.core.errors import GraderError
 from agentrft.core.task import Task, ToolCall
 from agentrft.core.trajectory import Trajectory
 from agentrft.graders.template import Placeholder, Template, parse_template
+
+_MARKER = re.compile(
+    r"[^\w\n]*(?:final |the )?(?:answer|result|solution)(?: is)?[^\w\n]{1,4}|#### ?|\\boxed\{",
+    re.IGNORECASE,
+)
+"""How a text says that its answer follows."""
+_CLOSING = re.compile(r"\}\Z|</\w+>\Z")
 
 REFERENCE_KEYS = (
     "reference_answer",
@@ -88,7 +95,7 @@ def content_seen(config: Mapping[str, Any]) -> frozenset[str]:
     for part in parts(config):
         if part.get("type", "function") in ("python", "endpoint", "function"):
             return frozenset(("text", "calls"))
-        for piece in placeholders(part.get("input")):
+        for piece in placeholders([part.get("input"), part.get("reference")]):
             if piece.namespace == "sample":
                 calls = piece.steps[0] in ("output_tools", "messages", "choices")
                 text = piece.steps[0] != "output_tools"
@@ -235,6 +242,23 @@ def _given(row: Mapping[str, Any], keys: Sequence[str]) -> Answer | None:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def shared_slot(answers: Collection[str]) -> str:
+    """Return the form that all answers are written in, e.g. `ANSWER: %s`; `%s` if they share none."""
+    first = next(iter(answers), "")
+    marked = _MARKER.match(first)
+    if marked is None or not all(answer.startswith(marked[0]) for answer in answers):
+        return "%s"
+    closing = _CLOSING.search(first)
+    end = closing[0] if closing and all(answer.endswith(closing[0]) for answer in answers) else ""
+    return f"{marked[0]}%s{end}"
+
+
+def final_line(text: str) -> tuple[str, str]:
+    """Return what stands before a last line that is marked as the answer, and that line."""
+    head, newline, last = text.rpartition("\n")
+    return (head + newline, last) if _MARKER.match(last) else ("", text)
 
 
 def shell_of(text: str) -> str:

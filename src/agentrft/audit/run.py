@@ -20,7 +20,7 @@ from agentrft.audit.probe import (
     Subject,
     TimeIsUpError,
 )
-from agentrft.audit.references import Answer
+from agentrft.audit.references import Answer, shared_slot
 from agentrft.audit.report import AuditReport, headline, reasons
 from agentrft.core.config import AuditConfig
 from agentrft.core.errors import ConfigError
@@ -138,6 +138,12 @@ async def _calibrate(arena: Arena, config: AuditConfig) -> None:
     score = await _reference_score(arena, arena.with_answers)
     if score is not None and score < config.reference:
         score = await _reformatted(arena, score)
+    elif not any(answer.calls for answer in arena.answers.values()):
+        arena.form = shared_slot(arena.bare.values())
+        start, _, end = arena.form.partition("%s")
+        arena.bare = {
+            row: text.removeprefix(start).removesuffix(end) for row, text in arena.bare.items()
+        }
     arena.reference_score = score
     arena.base_rate = await _base_rate(arena, arena.with_answers) or 0.0
 

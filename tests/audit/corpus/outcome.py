@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from corpus import clean, later, planted
 from corpus.case import Case, opened
 
 from agentrft.audit.probe import Verdict
@@ -9,6 +10,9 @@ from agentrft.audit.report import AuditReport
 from agentrft.audit.run import audit
 from agentrft.core.config import AuditConfig
 from agentrft.core.protocols import Sandbox
+
+PLANTED = (*planted.PLANTED, *later.PLANTED)
+CLEAN = (*clean.CLEAN, *later.CLEAN)
 
 
 @dataclass(frozen=True, kw_only=True)
