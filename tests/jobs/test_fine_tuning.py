@@ -254,7 +254,7 @@ def test_a_pause_within_a_validation_finishes_it_on_resume(tmp_path: Path) -> No
         # Validation follows as soon as the second step is stored.
         if model.held and len(home.store.read("ftjob-1", StepMetrics).items) == 2:
             model.held.pop().interrupt(Interruption.PAUSE)
-            await asyncio.sleep(0)
+            await asyncio.Event().wait()  # the validation cannot end before the pause is heard
 
     model.before = before
     carried_out(home, model, model.held.append)
