@@ -511,6 +511,14 @@ def test_a_job_pauses_with_the_alarm_as_its_error_and_goes_on_when_resumed(tmp_p
     assert [e.data["step"] for e in events(home) if e.kind == "metrics"] == list(range(1, 11))
 
 
+def test_a_job_that_only_wants_to_be_told_goes_on_to_its_end(tmp_path: Path) -> None:
+    home, model = a_home(tmp_path), hacking(FakeModel(), 3)
+    wishes = {**ALLOWED, "monitors": "alert"}
+    submitted(home, WATCHED, rows=rows(10), validation=rows(8), metadata=wishes)
+    assert finished(home, model).job.status is JobStatus.SUCCEEDED
+    assert any(alarm.level == "act" for alarm in alarms_of(events(home)))
+
+
 def test_a_job_delivers_its_best_gold_checkpoint(tmp_path: Path) -> None:
     home, model = a_home(tmp_path), hacking(FakeModel(), 9)
     submitted(home, WATCHED, rows=rows(10), validation=rows(8), metadata=ALLOWED)

@@ -212,6 +212,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
     ({"metadata": {"k": "v" * 513}}, "metadata.k"),
     ({"metadata": {"preflight": "off"}}, "metadata.preflight"),
+    ({"metadata": {"audit": "off"}}, "metadata.audit"),
+    ({"metadata": {"monitors": "off"}}, "metadata.monitors"),
     ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
     ({"integrations": [{"type": "other"}]}, "integrations[0].type"),
     ({"training_file": "file-none"}, "training_file"),

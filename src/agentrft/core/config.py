@@ -129,6 +129,9 @@ class SupervisedConfig:
     """Steps between checkpoints; the last step always writes one."""
 
 
+MonitorAction = Literal["alert", "screen", "pause"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorConfig:
     """What watches a reinforcement run for a policy that games its grader.
@@ -136,7 +139,7 @@ class MonitorConfig:
     A monitor warns at its first threshold and acts at its second; `measure/monitors.py` has both.
     """
 
-    action: Literal["alert", "screen", "pause"] = "pause"
+    action: MonitorAction = "pause"
     """How far an alarm may go: told, flagged rollouts left out of the gradient, the run paused."""
     canary_share: float = 0.02
     """Share of train tasks that get a corrupted reference and stay out of the gradient; at least two

@@ -11,11 +11,11 @@ import time
 from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from agentrft.audit.probe import Subject
 from agentrft.audit.references import find_answers
-from agentrft.core.config import AuditConfig, TrainerConfig
+from agentrft.core.config import AuditConfig, MonitorAction, TrainerConfig
 from agentrft.core.errors import (
     AgentRFTError,
     ConfigError,
@@ -242,6 +242,10 @@ class LeasedJob:
 
     async def _reinforced(self, model: ServedModel, resolved: Resolved) -> Checkpoint:
         config, project = resolved.methods.reinforcement, model.project
+        action = (self._record.metadata or {}).get("monitors")
+        if action is not None:
+            wished = replace(config.monitors, action=cast(MonitorAction, action))
+            config = replace(config, monitors=wished)
         trainer = self._trainer(model, config.trainer, "policy_gradient")
         samples = resolved.methods.evaluation.samples_per_task
         tasks = task_sets(project, validation_samples=samples)

@@ -90,6 +90,7 @@ def reinforcement_report(
         "valid_mean_reward": valid_reward,
         "valid_reward_mean": valid_reward,
         "full_valid_mean_parse_error": parse_error,
+        "gold_valid_mean_reward": sides["valid"].gold,
         "reasoning_tokens_mean": None,
         "valid_reasoning_tokens_mean": None,
         "completion_tokens_mean": values.get("sampled_tokens"),
@@ -235,6 +236,12 @@ class _Side:
     @property
     def score(self) -> float | None:
         return _mean([r.grade.score for r in self.survivors if r.grade.score is not None])
+
+    @property
+    def gold(self) -> float | None:
+        """Mean of the held-out grader, where it looked."""
+        golds = [r.gold.score for r in self.rollouts if r.gold is not None]
+        return _mean([score for score in golds if score is not None])
 
     def part(self, name: str) -> float | None:
         return _mean([r.grade.parts[name] for r in self.survivors if name in r.grade.parts])

@@ -7,9 +7,9 @@ import re
 import secrets as randomness
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from agentrft.core.config import HttpTool
+from agentrft.core.config import HttpTool, MonitorAction
 from agentrft.core.errors import ConfigError, DataError
 from agentrft.core.job import (
     REDACTED,
@@ -40,6 +40,14 @@ _AT = "method.reinforcement"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
+_WISHES: Mapping[str, tuple[Sequence[str], str]] = {
+    "preflight": (("warn",), "lets a job run that fails the checks before compute"),
+    "audit": (("allow",), "lets a job train with a grader that its audit refuses"),
+    "monitors": (get_args(MonitorAction), "says how far an alarm of a monitor may go"),
+}
+"""Keys of the metadata that a job obeys; all others are the user's own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A job that was asked for, ready to be queued."""
@@ -61,20 +69,7 @@ def asked(server: Server, project: str, job_id: str, body: JobBody, now: float) 
             "integrations",
             "integration_not_available",
         )
-    if (body.metadata or {}).get("preflight", "warn") != "warn":
-        raise bad_request(
-            "Metadata 'preflight' may only be 'warn', which lets a job run that fails the checks "
-            "before compute.",
-            "metadata.preflight",
-            "invalid_value",
-        )
-    if (body.metadata or {}).get("audit", "allow") != "allow":
-        raise bad_request(
-            "Metadata 'audit' may only be 'allow', which lets a job train with a grader that its "
-            "audit refuses.",
-            "metadata.audit",
-            "invalid_value",
-        )
+    _check_wishes(body.metadata or {})
     method, secrets = _method(server, project, body)
     _check_files(server, project, body, method)
     if method is None:
@@ -103,6 +98,17 @@ def asked(server: Server, project: str, job_id: str, body: JobBody, now: float) 
         created_at=now,
     )
     return Asked(job=job, secrets=secrets, warnings=warnings)
+
+
+def _check_wishes(metadata: Mapping[str, str]) -> None:
+    for name, (known, means) in _WISHES.items():
+        if name in metadata and metadata[name] not in known:
+            choice = " or ".join(f"'{value}'" for value in known)
+            raise bad_request(
+                f"Metadata '{name}' may only be {choice}, which {means}.",
+                f"metadata.{name}",
+                "invalid_value",
+            )
 
 
 def _model(server: Server, project: str, name: str, warnings: list[str]) -> tuple[str, str | None]:
