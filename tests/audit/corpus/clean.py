@@ -1,5 +1,6 @@
 """Forty graders that are strict but fair, of the same types and over the same rows."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -305,8 +306,9 @@ def right_number(task: Task, trajectory: Trajectory) -> float:
 def right_calls(task: Task, trajectory: Trajectory) -> dict[str, float]:
     names = [call.name for call in trajectory.tool_calls]
     wanted = [call["name"] for call in task["calls"]]
-    amount = all(str(task["order_id"]) in call.arguments for call in trajectory.tool_calls)
-    return {"score": float(names == wanted and amount), "names": float(names == wanted)}
+    given = [json.loads(call.arguments) for call in trajectory.tool_calls]
+    same = given == [call["arguments"] for call in task["calls"]]
+    return {"score": float(names == wanted and same), "names": float(names == wanted)}
 
 
 @grader
