@@ -173,8 +173,8 @@ improve project --preset --seed --resume --config --unsafe-graders --allow-audit
 train project method --start --preset --seed --resume --config --unsafe-graders
   --allow-audit-findings --home
 evaluate project --checkpoint --split --preset --seed --resume --config --unsafe-graders --home
-audit project --grader --data --rows --seed --probe --task --reference --model --call-tools
-  --fix --json --unsafe-graders --config --home
+audit project --grader --data --rows --seed --probe --task --reference --model --second
+  --call-tools --fix --json --unsafe-graders --config --home
 report run --home
 regrade run --grader --project --resume --unsafe-graders --home
 signing-key --home

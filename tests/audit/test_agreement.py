@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
 
-from agentrft.audit.agreement import Reliability, agreement
+from agentrft.audit.agreement import agreement, reliability_of
+from agentrft.audit.probe import Subject
+from agentrft.audit.references import find_answers
 from agentrft.core.errors import ConfigError, GraderError
 from agentrft.core.task import Message, Task
 from agentrft.core.trajectory import StopReason, Trajectory, Turn
@@ -15,6 +18,7 @@ from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
 from agentrft.graders.fixed import FixedGrader
 from agentrft.inference.grader_model import GradingReply, GradingRequest
+from agentrft.measure.agreement import Reliability
 
 TURN = Turn(
     observation_ids=(),
@@ -128,3 +132,40 @@ def test_nothing_that_could_be_graded_is_no_statistic() -> None:
     assert found.errors == {"model_grader_server_error": 24}
     with pytest.raises(ConfigError, match="at least 2"):
         asyncio.run(agreement(FixedGrader(fails), ANSWERS, times=1))
+
+
+QUALITY = {
+    "type": "score_model",
+    "model": "m",
+    "input": [
+        {"role": "user", "content": "Is {{sample.output_text}} the same as {{item.answer}}?"}
+    ],
+}
+
+
+def test_right_answers_and_those_of_other_rows_are_the_anchors_of_a_subject() -> None:
+    rows = [{"answer": f"number {n}"} for n in range(12)]
+    tasks = [Task(id=f"row-{n}", messages=(), row=row) for n, row in enumerate(rows)]
+
+    def same(request: GradingRequest) -> float:
+        named = set(re.findall(r"number \d+", request.messages[-1].content))
+        return float(len(named) == 1)
+
+    backends = Backends(models={"m": Judge(same), "strict": Judge(lambda _: 0.0)})
+    subject = Subject(
+        grader=build_grader(QUALITY, backends=backends),
+        config=QUALITY,
+        tasks=tasks,
+        backends=backends,
+        answers=find_answers(QUALITY, tasks),
+    )
+    strict = build_grader({**QUALITY, "model": "strict"}, backends=backends)
+    found = asyncio.run(reliability_of(subject, rows=12, seed=0, second=strict))
+    assert found.anchors is not None
+    assert found.anchors.separated
+    assert found.repeats is not None
+    assert found.repeats.flips.value == 0.0
+    assert found.second is not None
+    assert found.second.same_side.value == 0.5
+    with pytest.raises(ConfigError, match="right answers"):
+        asyncio.run(reliability_of(replace(subject, answers={}), rows=12, seed=0, second=None))

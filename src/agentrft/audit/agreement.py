@@ -1,34 +1,24 @@
 """Asks a model grader again, with its labels turned round, about clear cases, and asks a second one."""
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from agentrft.audit.probe import Arena, Subject
+from agentrft.audit.run import chosen
 from agentrft.core.errors import ConfigError, GraderError
 from agentrft.core.protocols import Grader
 from agentrft.core.task import Task
 from agentrft.core.trajectory import Trajectory
 from agentrft.graders.model_grader import LabelScale, ModelGrader
-from agentrft.measure.agreement import Agreement, Anchors, Repeats, anchors, compare, repeats
+from agentrft.measure.agreement import Agreement, Reliability, anchors, compare, repeats
 
 Rollout = tuple[Task, Trajectory]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reliability:
-    """How far a grader agrees with itself, with what is known, and with another one."""
-
-    repeats: Repeats | None
-    """None if nothing could be graded twice."""
-    order: Agreement | None
-    """The labels in their order and reversed; None for graders without labels."""
-    anchors: Anchors | None
-    """None without good and bad outputs of the same task."""
-    second: Agreement | None
-    """None without a second grader."""
-    errors: Mapping[str, int]
-    """Gradings without a score, by family."""
+ANCHORS = 8
+"""Rows whose right answer, and whose wrong one, is graded again and again."""
 
 
 @dataclass(slots=True)
@@ -96,6 +86,28 @@ async def agreement(
         second=await compared(second),
         errors=dict(asking.errors),
     )
+
+
+async def reliability_of(
+    subject: Subject, *, rows: int, seed: int, second: Grader | None
+) -> Reliability:
+    """Ask a subject's grader about right answers of some rows and about another row's in their place.
+
+    Raises ConfigError if fewer than two right answers are known.
+    """
+    arena = Arena(subject, chosen(subject, rows, seed), seed=seed, deadline=math.inf)
+    good: list[Rollout] = []
+    bad: list[Rollout] = []
+    for task in arena.with_answers[:ANCHORS]:
+        other = arena.other(0, task)
+        if other is not None:
+            good.append((task, arena.right(task).trajectory))
+            bad.append((task, arena.acts(task, other.calls, other.text).trajectory))
+    if not good:
+        raise ConfigError(
+            "agreement needs right answers of two rows or more; name their key with --reference"
+        )
+    return await agreement(subject.grader, [*good, *bad], second=second, good=good, bad=bad)
 
 
 def _reversed(grader: Grader) -> Grader | None:

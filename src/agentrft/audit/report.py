@@ -8,6 +8,7 @@ from typing import Any
 from agentrft.audit.probe import Arena, Finding, Shot, Verdict
 from agentrft.audit.verdicts import threshold
 from agentrft.core.config import AuditConfig
+from agentrft.measure.agreement import Reliability
 
 FIXED_TEXTS = (1, 2, 4, 5, 7, 9, 10)
 """Probes whose variants say the same on every row."""
@@ -62,6 +63,8 @@ class AuditReport:
     suggestions: tuple[Suggestion, ...] = ()
     shots: tuple[Shot, ...] = ()
     """Every attempt of a replay."""
+    reliability: Reliability | None = None
+    """How far a model that grades agrees with itself and with a second one, if that was asked."""
 
     @property
     def unreached(self) -> int:

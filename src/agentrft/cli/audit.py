@@ -12,10 +12,12 @@ import typer
 from agentrft.cli.terminal import HomeOption, console, open_home
 
 if TYPE_CHECKING:
+    from agentrft.audit.agreement import Reliability
     from agentrft.audit.probe import Finding, Subject
     from agentrft.audit.report import AuditReport, Headline
     from agentrft.core.config import AuditConfig
     from agentrft.jobs.grading import Grading
+    from agentrft.measure.statistics import Estimate
     from agentrft.store.home import Home
 
 BLOCKED = 2
@@ -64,6 +66,9 @@ def audit(
     model: Annotated[
         str, typer.Option(help="Entry of grader_models for the probes that ask one.")
     ] = "",
+    second: Annotated[
+        str, typer.Option(help="Entry of grader_models that a grading model is compared with.")
+    ] = "",
     call_tools: Annotated[
         bool, typer.Option("--call-tools", help="Call tools by URL too; they may have effects.")
     ] = False,
@@ -99,7 +104,17 @@ def audit(
     settings = replace(settings, rows=rows or settings.rows)
     command = _command(asked, rows)
     report = asyncio.run(
-        _audited(grading, subject, settings, seed, probe or (), task, model, command)
+        _audited(
+            grading,
+            subject,
+            settings,
+            seed=seed,
+            only=probe or (),
+            task=task,
+            model=model,
+            second=second,
+            command=command,
+        )
     )
     _print(report)
     if json_file is not None:
@@ -153,23 +168,34 @@ async def _audited(
     grading: "Grading",
     subject: "Subject",
     settings: "AuditConfig",
+    *,
     seed: int,
     only: Sequence[int],
     task: str,
     model: str,
+    second: str,
     command: str,
 ) -> "AuditReport":
     """Audit, and look for a better grader where this one was refused or fooled."""
+    from agentrft.audit.agreement import reliability_of
     from agentrft.audit.catalogue import LLM_PROBES, PROBES
     from agentrft.audit.fixes import suggestions
     from agentrft.audit.probe import Verdict
     from agentrft.audit.run import audit as run_audit
     from agentrft.core.errors import ConfigError
+    from agentrft.graders.build import build_grader
+    from agentrft.graders.second_model import second_opinion
     from agentrft.jobs.progress import BarProgress
 
-    if model and model not in subject.backends.models:
-        known = ", ".join(subject.backends.models) or "none"
-        raise ConfigError(f"--model {model}: grader_models has no such entry; known: {known}")
+    for option, name in (("--model", model), ("--second", second)):
+        if name and name not in subject.backends.models:
+            known = ", ".join(subject.backends.models) or "none"
+            raise ConfigError(f"{option} {name}: grader_models has no such entry; known: {known}")
+    other = (
+        build_grader(second_opinion(subject.config, second), backends=subject.backends)
+        if (second)
+        else None
+    )
     try:
         with BarProgress(console()).phase("audit", len(only) or len(PROBES + LLM_PROBES)) as phase:
 
@@ -187,6 +213,12 @@ async def _audited(
                 command=command,
                 on_finding=found,
             )
+            if other is not None:
+                phase.note("asking the grader again, and the second model")
+                reliability = await reliability_of(
+                    subject, rows=settings.rows, seed=seed, second=other
+                )
+                report = replace(report, reliability=reliability)
             fooled = any(finding.verdict is Verdict.FOOLED for finding in report.findings)
             if only or task or not (fooled or report.blocked):
                 return report
@@ -228,6 +260,8 @@ def _summary(report: "AuditReport") -> str:
         f"rows               {report.rows}, right answers known for {report.answers}",
         f"seconds            {report.seconds:.1f}, {report.unreached} probes skipped",
     ]
+    if report.reliability is not None:
+        lines += ["", *_agreement(report.reliability)]
     for number, suggestion in enumerate(report.suggestions, start=1):
         lines.append(f"\nsuggestion {number}: {suggestion.change}")
         lines.append("  " + json.dumps(suggestion.config, ensure_ascii=True))
@@ -238,6 +272,25 @@ def _summary(report: "AuditReport") -> str:
         ]
     lines += [f"BLOCKED: {reason}" for reason in report.blocked] or ["passed"]
     return "\n".join(lines)
+
+
+def _agreement(found: "Reliability") -> list[str]:
+    def figure(value: "Estimate | None") -> str:
+        if value is None:
+            return "not known"
+        return f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})"
+
+    repeated, order, known, other = found.repeats, found.order, found.anchors, found.second
+    apart = "not known" if known is None else "yes" if known.separated else "no"
+    lines = [
+        f"flips when asked again       {figure(repeated and repeated.flips)}",
+        f"same verdict, labels turned  {figure(order and order.same_side)}",
+        f"right above wrong answers    {figure(known and known.ordered)}, one threshold: {apart}",
+        f"same verdict, second model   {figure(other and other.same_side)}",
+        f"rank correlation with it     {figure(other and other.spearman)}",
+        f"quadratic-weighted kappa     {figure(other and other.kappa)}",
+    ]
+    return lines + [f"gradings that failed: {count} {code}" for code, count in found.errors.items()]
 
 
 def _figures(headline: "Headline") -> list[str]:

@@ -14,8 +14,8 @@ def second_opinion(grader: Mapping[str, Any], model: str) -> dict[str, Any]:
     changed = _with_model(grader, model)
     if changed == dict(grader):
         raise ConfigError(
-            f"methods.reinforcement.monitors.second_model is {model!r}, but no part of the grader "
-            "asks another model; leave it out"
+            f"the second model is {model!r}, but no part of the grader asks another model; "
+            "leave it out"
         )
     return changed
 

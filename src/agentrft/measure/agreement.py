@@ -72,6 +72,22 @@ class Agreement:
     """How much higher the second scores."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """How far a grader agrees with itself, with what is known, and with another one."""
+
+    repeats: Repeats | None
+    """None if nothing could be graded twice."""
+    order: Agreement | None
+    """The labels in their order and reversed; None for graders without labels."""
+    anchors: Anchors | None
+    """None without good and bad outputs of the same task."""
+    second: Agreement | None
+    """None without a second grader."""
+    errors: Mapping[str, int]
+    """Gradings without a score, by family."""
+
+
 def repeats(scores: Mapping[str, Sequence[float]], *, pass_threshold: float) -> Repeats:
     """Measure repeated gradings by item. Raises ValueError if no item was graded twice."""
     again = {item: values for item, values in scores.items() if len(values) > 1}
