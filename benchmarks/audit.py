@@ -1,6 +1,9 @@
 """Audit graders with a planted defect and clean ones, and count what is found: the corpus of the tests.
 
 python benchmarks/audit.py [--csv FILE] [NAME ...]
+
+Names that begin with "blind:" are counted apart: their author had not read the audit's code, and no
+probe was changed for them. `blind:` as a name audits just these.
 """
 
 import argparse
@@ -13,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "audit"))
 
+from corpus import blind
 from corpus.case import Case
 from corpus.outcome import CLEAN, PLANTED, Outcome, audited
 
@@ -68,11 +72,17 @@ def main() -> None:
     options = parser.parse_args()
     cases = [
         case
-        for case in (*PLANTED, *CLEAN)
+        for case in (*PLANTED, *CLEAN, *blind.PLANTED, *blind.CLEAN)
         if not options.names or any(word in case.name for word in options.names)
     ]
     outcomes = asyncio.run(measure(cases))
-    print(summary(outcomes))
+    blind_names = {case.name for case in (*blind.PLANTED, *blind.CLEAN)}
+    for batch, chosen in (
+        ("known", [o for o in outcomes if o.case.name not in blind_names]),
+        ("blind", [o for o in outcomes if o.case.name in blind_names]),
+    ):
+        if chosen:
+            print(f"\n{batch}\n{summary(chosen)}")
     if options.csv:
         with options.csv.open("w", newline="") as file:
             writer = csv.writer(file)

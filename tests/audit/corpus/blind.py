@@ -1,8 +1,8 @@
-"""Twenty planted and twenty clean graders by one who had read neither the audit nor other graders.
+"""Twenty planted and twenty clean graders by one who knew what the audit's page says, not its code.
 
-Written and committed before the first of them was run. A comment says which wrong text a planted
-grader pays, or which right one it refuses. No probe was aimed at, so any that speaks up counts;
-whether it speaks of the defect is judged by reading its finding.
+Written and committed before the first of them was run; of the other graders only their form had
+been read. A comment says which wrong text a planted grader pays, or which right one it refuses. No
+probe was aimed at, so any counts that speaks of graders; findings were also judged by reading.
 """
 
 import json
@@ -43,7 +43,9 @@ from agentrft.core.task import Task
 from agentrft.core.trajectory import Trajectory
 from agentrft.graders.function import grader
 
-ANY_PROBE = frozenset(range(1, 60))
+# 45 looks at rows alone, and 44 warns of strict graders as a matter of course: neither tells a
+# planted grader from a clean one. Seen in the first run, in which 45 spoke of repeated prompts.
+ANY_PROBE = frozenset(range(1, 60)) - {44, 45}
 TEXT = "{{ sample.output_text }}"
 REFERENCE = "{{ item.reference_answer }}"
 JUDGED = f"Is the answer right?\n# Reference\n{REFERENCE}\n# Answer\n{TEXT}"
