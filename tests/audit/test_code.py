@@ -169,7 +169,7 @@ def test_a_broken_row_that_is_graded_is_found(sandbox: Sandbox):
         ("rolls dice", "the same answer is graded"),
         ("looks at the clock", "400 days later"),
         ("hash order", "the same answer is graded|PYTHONHASHSEED"),
-        ("remembers other samples", "the same answer is graded 0.7 and 1"),
+        ("remembers other samples", "the same answer is graded"),
     ],
 )
 def test_a_score_that_is_not_the_answers_alone_is_found(name: str, words: str, sandbox: Sandbox):

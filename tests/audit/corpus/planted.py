@@ -377,13 +377,13 @@ PYTHON = (
 
 
 def python_with_memory() -> GraderFunction:
-    seen: set[str] = set()
+    last = [""]
 
     @grader
     def novel(task: Task, trajectory: Trajectory) -> float:
         text = trajectory.output_text.strip()
-        fresh = text not in seen
-        seen.add(text)
+        fresh = text != last[0]
+        last[0] = text
         return (0.7 + 0.3 * fresh) * (text == task["reference_answer"])
 
     return novel
