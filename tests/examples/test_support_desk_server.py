@@ -170,6 +170,21 @@ def test_rollouts_over_http_get_the_grades_of_rollouts_in_python(port: int):
     assert all(local == over_http for local, over_http in found)
 
 
+def test_a_number_in_quotes_is_repeated_as_it_was_taken(port: int):
+    [row] = [row for row in read("validation") if any(c[0] == "refund" for c in plan(row))][:1]
+    quoted = [
+        (name, {key: str(value) if key == "amount" else value for key, value in given.items()})
+        for name, given in plan(row)
+    ]
+
+    async def graded() -> object:
+        tools = http_environment(remote_tools(port))
+        remote = combined_environment([python_environment(RemoteDesk), tools])
+        return await played(row, [quoted], reply(row), open_environment=remote)
+
+    assert asyncio.run(graded()) == asyncio.run(played(row, [plan(row)], reply(row)))
+
+
 def test_the_desk_grades_over_http_as_it_does_in_python(port: int):
     rows = {row["family"]: row for row in read("validation")}.values()
 

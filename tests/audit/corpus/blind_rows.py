@@ -85,7 +85,7 @@ INTENTS = {
     "praise": "You are the best shop I know.",
 }
 LANGUAGES = {
-    "de": "Mein Paket ist nicht da.",
+    "de": "Mein Pullover ist nicht da.",
     "fr": "Mon colis n'est pas là.",
     "es": "Mi paquete no ha llegado.",
     "it": "Il mio pacco non è arrivato.",
