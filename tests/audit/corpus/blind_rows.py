@@ -85,12 +85,12 @@ INTENTS = {
     "praise": "You are the best shop I know.",
 }
 LANGUAGES = {
-    "de": "Mein Pullover ist nicht da.",
+    "de": "Mein Pullover fehlt.",
     "fr": "Mon colis n'est pas là.",
     "es": "Mi paquete no ha llegado.",
     "it": "Il mio pacco non è arrivato.",
     "nl": "Mijn pakket is er niet.",
-    "sv": "Mitt paket har inte kommit.",
+    "sv": "Min leverans har inte kommit.",
 }
 
 
