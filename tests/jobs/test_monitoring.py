@@ -467,7 +467,7 @@ def test_a_second_opinion_asks_another_model_in_every_part() -> None:
     second = second_opinion(both, "two")
     assert second["graders"]["judge"] == {**judge, "model": "two"}
     assert second["graders"]["right"] == GRADER
-    with pytest.raises(ConfigError, match="second_model"):
+    with pytest.raises(ConfigError, match="second model"):
         second_opinion(GRADER, "two")
 
 

@@ -81,7 +81,7 @@ def owned(server: Served) -> dict[str, str]:
         "permission_id": permission.id,
         "webhook_id": webhook.id,
         "step": "2",
-        "record_id": record["data"][0]["id"],
+        "rollout": record["data"][0]["id"],
     }
 
 
