@@ -3,9 +3,10 @@ from typing import Any
 import pytest
 from subjects import asked, check
 
-from agentrft.audit.references import Answer, content_seen, find_answers, keys_read
+from agentrft.audit.references import Answer, content_seen, find_answers
 from agentrft.core.task import Message, ToolCall
 from agentrft.core.trajectory import StopReason, Trajectory, Turn
+from agentrft.graders.reading import keys_read
 
 ROW: dict[str, Any] = {
     "answer": "42",

@@ -17,13 +17,13 @@ from agentrft.core.run import Event, RolloutRecord
 from agentrft.core.task import Demonstration, Message, Task, ToolSpec
 from agentrft.core.trajectory import Trajectory
 from agentrft.graders.fixed import FixedGrader
+from agentrft.graders.reading import keys_read
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.preflight import (
     Preflight,
     check_reinforcement,
     check_supervised,
-    grader_keys,
     sample_of_tasks,
 )
 from agentrft.jobs.tool_probe import BURST, least_value
@@ -327,7 +327,7 @@ def test_keys_are_read_from_every_template_of_a_grader() -> None:
         },
         "calculate_output": "a + b",
     }
-    assert grader_keys(multi) == ("answer", "the key")
+    assert keys_read(multi) == ("answer", "the key")
 
 
 def test_a_supervised_job_is_judged_by_its_rows(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any, cast
 
 from agentrft.audit.probe import Arena, Attempt, Finding, ProbeInfo, Shot, Verdict
-from agentrft.audit.references import parts
 from agentrft.audit.source_scan import Smell, catastrophes, regexes, scan
 from agentrft.audit.verdicts import judge
 from agentrft.core.protocols import Program
 from agentrft.graders.build import build_grader
+from agentrft.graders.reading import parts
 from agentrft.graders.template import sample_of
 
 _NO_CODE = "the grader object holds no code, and no source was given"

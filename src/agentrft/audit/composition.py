@@ -10,10 +10,11 @@ from agentrft.audit.answer_free import NO_TEXT
 from agentrft.audit.from_reference import NO_ANSWERS
 from agentrft.audit.perturb import rewritings
 from agentrft.audit.probe import Arena, Attempt, Finding, ProbeInfo, Verdict
-from agentrft.audit.references import REFERENCE_KEYS, keys_read
+from agentrft.audit.references import REFERENCE_KEYS
 from agentrft.core.errors import GraderError
 from agentrft.core.task import Task
 from agentrft.graders.formula import Formula, parse_formula
+from agentrft.graders.reading import keys_read
 
 _CORNERS = (0.0, 0.5, 1.0)
 _MOST_PARTS = 6

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any, cast
 
 from agentrft.audit.probe import Subject
-from agentrft.audit.references import parts
 from agentrft.audit.report import AuditReport, Headline, Suggestion
 from agentrft.audit.run import audit
 from agentrft.core.config import AuditConfig
 from agentrft.graders.build import build_grader
+from agentrft.graders.reading import parts
 from agentrft.graders.template import Placeholder, parse_template
 
 Config = dict[str, Any]

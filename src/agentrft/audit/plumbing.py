@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from agentrft.audit.probe import Arena, Attempt, Finding, ProbeInfo, Verdict
-from agentrft.audit.references import parts, placeholders
 from agentrft.audit.verdicts import judge
 from agentrft.core.errors import GraderError
 from agentrft.core.grade import Grade
 from agentrft.core.task import Task
 from agentrft.graders.build import build_grader
+from agentrft.graders.reading import parts, placeholders
 from agentrft.graders.template import parse_template, sample_of
 from agentrft.inference.grader_model import GradingReply, ScriptedGraderModel
 

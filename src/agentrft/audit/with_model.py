@@ -12,11 +12,11 @@ from typing import Any, cast
 
 from agentrft.audit.plumbing import NO_MODEL, literals, model_parts
 from agentrft.audit.probe import Arena, Attempt, Finding, ProbeInfo, Shot, Verdict
-from agentrft.audit.references import parts
 from agentrft.audit.verdicts import judge
 from agentrft.core.errors import ConfigError, GraderError
 from agentrft.core.task import Message, Task
 from agentrft.graders.build import build_grader
+from agentrft.graders.reading import parts
 from agentrft.inference.grader_model import GradingRequest
 
 _ROWS = 8

@@ -10,7 +10,7 @@ from typing import Any
 from agentrft.core.protocols import OpenEnvironment
 from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Task
-from agentrft.jobs.preflight import grader_keys
+from agentrft.graders.reading import keys_read, parts
 from agentrft.rollout.environment import PythonEnvironments
 
 LEAST = 2
@@ -73,7 +73,7 @@ def reference_keys(grader: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[s
     rows is taken to read what is called like a reference, or else everything but the conversation.
     """
     known = [key for key in row if key not in _CONVERSATION]
-    named = set(grader_keys(grader)) | _quoted(grader)
+    named = set(keys_read(grader)) | _quoted(grader)
     if found := tuple(key for key in known if key in named):
         return found
     if not _is_sent_rows(grader):
@@ -91,13 +91,9 @@ def reference_texts(tasks: Sequence[Task], grader: Mapping[str, Any]) -> dict[st
 
 def _quoted(grader: Mapping[str, Any]) -> set[str]:
     """Return the quoted words of all source code in a grader object."""
-    parts: Mapping[str, Any] = grader.get("graders") or {}
-    words = set[str]().union(*(_quoted(part) for part in parts.values()))
-    return words | set(_QUOTED.findall(str(grader.get("source", ""))))
+    sources = (str(part.get("source", "")) for part in parts(grader))
+    return {word for source in sources for word in _QUOTED.findall(source)}
 
 
 def _is_sent_rows(grader: Mapping[str, Any]) -> bool:
-    parts: Mapping[str, Any] = grader.get("graders") or {}
-    return grader.get("type") in ("endpoint", "function", "python") or any(
-        _is_sent_rows(part) for part in parts.values()
-    )
+    return any(part.get("type") in ("endpoint", "function", "python") for part in parts(grader))

@@ -6,9 +6,9 @@ They go the way of training: same loop, same limits, same grader. What they meas
 
 import asyncio
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from agentrft.core.errors import GraderError, boundary
 from agentrft.core.grade import GradedTrajectory
@@ -17,7 +17,7 @@ from agentrft.core.run import RolloutRecord
 from agentrft.core.sample import Sample
 from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Demonstration, Task
-from agentrft.graders.template import Placeholder, parse_template
+from agentrft.graders.reading import keys_read
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, stored_records
 from agentrft.jobs.tool_probe import probe_tools
@@ -77,7 +77,7 @@ async def check_reinforcement(
     tool ends the checks early, unless `warn_only`. Raises Stopped, and UserError for rows that no
     rollout could begin with.
     """
-    rows = row_facts(train, validation, grader_keys=grader_keys(grader))
+    rows = row_facts(train, validation, grader_keys=keys_read(grader))
     probed = await job.unless_stopped(probe_tools(setup, train, tools))
     for tool in probed:
         job.event(f"preflight: {_told(tool)}", level="info" if tool.alive else "warn")
@@ -123,31 +123,6 @@ def sample_of_tasks(tasks: Sequence[Task], seed: int) -> list[Task]:
     places = range(len(tasks))
     chosen = random.Random(derive_seed(seed, STAGE)).sample(places, min(TASKS, len(tasks)))
     return [tasks[place] for place in sorted(chosen)]
-
-
-def grader_keys(grader: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the keys of a row that a grader object's templates read, in order."""
-    keys = [
-        str(piece.steps[0])
-        for text in _templates(grader)
-        for piece in parse_template(text, "grader").pieces
-        if isinstance(piece, Placeholder) and piece.namespace == "item" and piece.steps
-    ]
-    return tuple(dict.fromkeys(keys))
-
-
-def _templates(node: object, key: str = "") -> Iterator[str]:
-    match node:
-        case Mapping():
-            for name, value in cast(Mapping[str, object], node).items():
-                yield from _templates(value, name)
-        case list() | tuple():
-            for value in cast(Sequence[object], node):
-                yield from _templates(value, key)
-        case str() if key in ("input", "reference", "content"):
-            yield node
-        case _:
-            return
 
 
 async def _base_rollouts(
