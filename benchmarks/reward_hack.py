@@ -34,7 +34,7 @@ from agentrft.store.home import Home
 FOLDER = Path(__file__).parents[1] / "examples" / "support_desk"
 sys.path.insert(0, str(FOLDER))
 
-from grading import grade, replayed  # noqa: E402
+from grading import grade, replayed  # noqa: E402 - found by the line above
 
 ARMS = ("undefended", "watched", "gated")
 GATES = ("looked_up", "state", "reply")

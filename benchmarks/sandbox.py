@@ -10,6 +10,7 @@ is a worker from nothing to its first result, for a function that imports nothin
 import argparse
 import asyncio
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def leftovers() -> dict[str, int]:
         "groups": len(
             [g for _, f in find_root().folders for g in f.glob(f"agentrft-{os.getpid()}-*")]
         ),
-        "folders": len(list(Path("/tmp").glob(f"agentrft-sandbox-{os.getpid()}-*"))),  # noqa: S108
+        "folders": len(list(Path(tempfile.gettempdir()).glob(f"agentrft-sandbox-{os.getpid()}-*"))),
     }
 
 

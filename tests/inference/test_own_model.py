@@ -121,7 +121,7 @@ def test_a_private_process_ends_with_close(tmp_path: Path) -> None:
 
     async def until_started() -> int:
         asking = asyncio.create_task(ask())
-        while not started.exists() or not started.read_text():  # noqa: ASYNC110 - a process tells
+        while not started.exists() or not started.read_text():  # noqa: ASYNC110 - a process writes it
             await asyncio.sleep(0.02)
         asking.cancel()
         return int(started.read_text())

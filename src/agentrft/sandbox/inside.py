@@ -368,10 +368,10 @@ def _import(commands: socket.socket, pipe: int, nonce: bytes, settings: dict[str
     sys.modules["grader"] = sys.modules["__main__"] = module
     linecache.cache[SOURCE_NAME] = (len(source), None, source.splitlines(True), SOURCE_NAME)
     try:
-        exec(compile(source, SOURCE_NAME, "exec"), module.__dict__)  # noqa: S102
+        exec(compile(source, SOURCE_NAME, "exec"), module.__dict__)  # noqa: S102 - what this is for
         function = module.__dict__.get(name)
         if not callable(function):
-            raise NameError(f"the source defines no function {name!r}")  # noqa: TRY301
+            raise NameError(f"the source defines no function {name!r}")  # noqa: TRY301 - told like an import that fails
     except BaseException as error:  # whatever it is, it is the function's
         answer(pipe, nonce, **described(error, "while it was imported"))
         os._exit(0)
