@@ -5,8 +5,8 @@ import pytest
 from raw_server import reply, serving
 
 from agentrft.core.errors import ConfigError
-from agentrft.core.grade import TokenUsage
 from agentrft.core.protocols import FunctionFault, FunctionResult
+from agentrft.core.usage import TokenUsage
 from agentrft.graders.backends import Backends
 from agentrft.graders.dry_run import ERROR_FAMILIES, GraderRun, run_grader
 from agentrft.inference.grader_model import GradingReply, ScriptedGraderModel

@@ -8,10 +8,11 @@ import pytest
 from answers import TASK, a_trajectory
 
 from agentrft.core.errors import ConfigError, GraderError, UserError
-from agentrft.core.grade import Grade, TokenUsage
+from agentrft.core.grade import Grade
 from agentrft.core.protocols import Environment, Grader
 from agentrft.core.task import Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import Failure, FailureKind, ToolResult, Trajectory
+from agentrft.core.usage import TokenUsage
 from agentrft.graders.build import build_grader
 from agentrft.graders.environment import EnvironmentGrader
 from agentrft.graders.fixed import FixedGrader

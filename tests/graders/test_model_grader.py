@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrft.core.errors import ConfigError, GraderError
-from agentrft.core.grade import Grade, TokenUsage
+from agentrft.core.grade import Grade
 from agentrft.core.task import Message, ToolCall
 from agentrft.core.trajectory import FailureKind
+from agentrft.core.usage import TokenUsage
 from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
 from agentrft.graders.model_grader import ModelGrader, NumberScale

@@ -11,8 +11,9 @@ from raw_server import HANGS, Raw, RawServer, Waited, reply, serving
 
 from agentrft.core.config import GraderModel as GraderModelConfig
 from agentrft.core.errors import ConfigError, GraderError
-from agentrft.core.grade import Grade, TokenUsage
+from agentrft.core.grade import Grade
 from agentrft.core.task import Message
+from agentrft.core.usage import TokenUsage
 from agentrft.egress.client import RETRIES
 from agentrft.egress.policy import EgressPolicy
 from agentrft.graders.backends import Backends

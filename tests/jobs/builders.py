@@ -13,6 +13,7 @@ from agentrft.core.trajectory import Trajectory
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.context import Job
 from agentrft.jobs.progress import SilentProgress
+from agentrft.rollout.dialogue import TokenSpeaker
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.rollout.scripted import ScriptedEnvironment
 from agentrft.store.home import Home
@@ -63,8 +64,7 @@ class YesGrader:
 def a_setup(sampler: Sampler | None = None) -> RolloutSetup:
     return RolloutSetup(
         policy=a_policy(),
-        sampler=sampler or ScriptedSampler(yes_or_no),
-        renderer=ByteChat(),
+        speaker=TokenSpeaker(sampler or ScriptedSampler(yes_or_no), ByteChat()),
         open_environment=ScriptedEnvironment({}),
         grader=YesGrader(),
     )

@@ -27,6 +27,7 @@ from agentrft.jobs.preflight import (
     sample_of_tasks,
 )
 from agentrft.jobs.tool_probe import BURST, least_value
+from agentrft.rollout.dialogue import TokenSpeaker
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.rollout.http_tools import http_environment
 from agentrft.rollout.scripted import ScriptedEnvironment
@@ -62,8 +63,7 @@ def with_tools(url: str, grader: Grader | None = None) -> RolloutSetup:
     tool = HttpTool(name="shop", server_url=url, headers={"Authorization": "Bearer secret-token"})
     return RolloutSetup(
         policy=a_policy(),
-        sampler=ScriptedSampler(script),
-        renderer=ByteChat(),
+        speaker=TokenSpeaker(ScriptedSampler(script), ByteChat()),
         open_environment=http_environment([tool], wait=no_wait),
         grader=grader or YesGrader(),
     )
@@ -72,8 +72,7 @@ def with_tools(url: str, grader: Grader | None = None) -> RolloutSetup:
 def without_tools(grader: Grader | None = None) -> RolloutSetup:
     return RolloutSetup(
         policy=a_policy(),
-        sampler=ScriptedSampler(yes_or_no),
-        renderer=ByteChat(),
+        speaker=TokenSpeaker(ScriptedSampler(yes_or_no), ByteChat()),
         open_environment=ScriptedEnvironment({}),
         grader=grader or YesGrader(),
     )
@@ -206,8 +205,7 @@ def test_tools_that_nobody_serves_are_not_called(tmp_path: Path) -> None:
     environment = ScriptedEnvironment({"shop": ["ok"]})
     setup = RolloutSetup(
         policy=a_policy(),
-        sampler=ScriptedSampler(yes_or_no),
-        renderer=ByteChat(),
+        speaker=TokenSpeaker(ScriptedSampler(yes_or_no), ByteChat()),
         open_environment=environment,
         grader=YesGrader(),
     )
@@ -273,8 +271,9 @@ def test_base_rollouts_survive_a_worker_that_dies_after_them(tmp_path: Path) -> 
     first = check(a_job(tmp_path), without_tools(), some_tasks(12))
     setup = without_tools()
     second = check(a_job(tmp_path), setup, some_tasks(12))
-    assert isinstance(setup.sampler, ScriptedSampler)
-    assert setup.sampler.requests == []
+    assert isinstance(setup.speaker, TokenSpeaker)
+    assert isinstance(setup.speaker.sampler, ScriptedSampler)
+    assert setup.speaker.sampler.requests == []
     assert second.numbers["rollouts"] == first.numbers["rollouts"]
 
 
@@ -288,8 +287,7 @@ def test_a_pause_ends_the_checks_and_stores_nothing(tmp_path: Path) -> None:
     setup = without_tools()
     setup = RolloutSetup(
         policy=setup.policy,
-        sampler=ScriptedSampler(yes_or_no, before=stop),
-        renderer=setup.renderer,
+        speaker=TokenSpeaker(ScriptedSampler(yes_or_no, before=stop), ByteChat()),
         open_environment=setup.open_environment,
         grader=setup.grader,
     )

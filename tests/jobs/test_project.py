@@ -12,7 +12,7 @@ from agentrft.graders.backends import Backends
 from agentrft.graders.function import FunctionGrader
 from agentrft.jobs.project import Project, open_project
 from agentrft.jobs.starter import write_starter
-from agentrft.rollout.episode import visible_tools
+from agentrft.rollout.harness import visible_tools
 
 
 def a_project(folder: Path, *, tools: str | None = None, toml: str | None = None) -> Path:

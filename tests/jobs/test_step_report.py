@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agentrft.core.grade import Grade, GradedTrajectory, TokenUsage
+from agentrft.core.grade import Grade, GradedTrajectory
 from agentrft.core.run import RolloutRecord, Split
 from agentrft.core.task import Message
 from agentrft.core.trajectory import (
@@ -16,6 +16,7 @@ from agentrft.core.trajectory import (
     Trajectory,
     Turn,
 )
+from agentrft.core.usage import TokenUsage
 from agentrft.jobs.step_report import (
     StepReport,
     reinforcement_report,

@@ -9,14 +9,16 @@ from typing import Any
 
 from agentrft.core.config import Limits
 from agentrft.core.grade import GradedTrajectory
-from agentrft.core.policy import AgentSpec, Policy
+from agentrft.core.policy import Policy
 from agentrft.core.protocols import Grader, OpenEnvironment, Sampler, SampleRequest
+from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Message, Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import ParseFailure, Trajectory
 from agentrft.graders.environment import EnvironmentGrader
 from agentrft.inference.scripted import Script, ScriptedSampler
+from agentrft.rollout.dialogue import Renderer, TokenSpeaker
 from agentrft.rollout.environment import Environment
-from agentrft.rollout.episode import Renderer, RolloutSetup, run_episode
+from agentrft.rollout.episode import RolloutSetup, run_episode
 from agentrft.rollout.tools import ToolRefusal, tool
 
 START, END = 0x110000, 0x110001
@@ -112,12 +114,12 @@ def a_setup(
 ) -> RolloutSetup:
     return RolloutSetup(
         policy=policy or a_policy(),
-        sampler=(
+        speaker=TokenSpeaker(
             ScriptedSampler(sampler)
             if callable(sampler) or isinstance(sampler, Sequence)
-            else sampler
+            else sampler,
+            renderer or ByteChat(),
         ),
-        renderer=renderer or ByteChat(),
         open_environment=open_environment,
         grader=grader or EnvironmentGrader(),
     )
@@ -156,5 +158,6 @@ def play(setup: RolloutSetup, task: Task | None = None, seed: int = 7) -> Graded
 
 
 def requests(setup: RolloutSetup) -> list[SampleRequest]:
-    assert isinstance(setup.sampler, ScriptedSampler)
-    return setup.sampler.requests
+    assert isinstance(setup.speaker, TokenSpeaker)
+    assert isinstance(setup.speaker.sampler, ScriptedSampler)
+    return setup.speaker.sampler.requests

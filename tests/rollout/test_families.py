@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrft.core.config import Limits
-from agentrft.core.policy import AgentSpec
+from agentrft.core.spec import AgentSpec, system_sections
 from agentrft.core.task import Message, Task, ToolCall
 from agentrft.core.trajectory import StopReason
 from agentrft.inference.renderer import ChatRenderer, load_renderer
@@ -82,7 +82,7 @@ def test_every_family_sees_exactly_what_is_recorded(
     setup = a_setup(
         sampler,
         ScriptedEnvironment({"get": [result], "refuse": [f"Error: {result}"]}, score=1.0),
-        policy=a_policy(AgentSpec(system="Be kind.", limits=ROOMY)),
+        policy=a_policy(AgentSpec(sections=system_sections("Be kind."), limits=ROOMY)),
         renderer=renderer,
     )
     task = Task(id="t", messages=(Message(role="user", content=user),))

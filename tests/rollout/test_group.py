@@ -7,8 +7,8 @@ from byte_chat import a_policy, a_setup, a_task, calls, says
 
 from agentrft.core.errors import ToolError, UserError
 from agentrft.core.grade import Grade, GradedTrajectory, Outcome
-from agentrft.core.policy import AgentSpec
 from agentrft.core.protocols import SampleRequest
+from agentrft.core.spec import AgentSpec, ToolView
 from agentrft.core.task import Message, Task
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.rollout.episode import RolloutSetup
@@ -155,9 +155,9 @@ def test_every_rollout_is_reported_refills_included() -> None:
 
 
 def test_a_wrong_project_stops_everything_with_its_message() -> None:
-    policy = a_policy(AgentSpec(tool_notes={"nope": "x"}))
+    policy = a_policy(AgentSpec(tools={"nope": ToolView(description="x")}))
     environment = ScriptedEnvironment({"get": ["X"]})
     setup = a_setup(look_then_answer, environment, policy=policy)
-    with pytest.raises(UserError, match="a tool note names 'nope'"):
+    with pytest.raises(UserError, match="the spec names a tool 'nope'"):
         asyncio.run(collect(setup, [a_task()], group_size=4, seed=1))
     assert environment.closed == len(environment.trace_ids) > 0

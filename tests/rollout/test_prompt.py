@@ -9,7 +9,7 @@ from byte_chat import Desk, a_policy, a_setup, a_task, calls, decode, play, requ
 from agentrft.core.config import Decoding, Limits
 from agentrft.core.errors import UserError
 from agentrft.core.grade import Outcome
-from agentrft.core.policy import AgentSpec
+from agentrft.core.spec import AgentSpec, ToolView, system_sections
 from agentrft.core.task import Message, Task, ToolSpec
 from agentrft.core.trajectory import Trajectory
 from agentrft.rollout.environment import python_environment
@@ -56,9 +56,9 @@ def test_the_same_seed_gives_the_same_rollout_and_another_seed_another_trace() -
 
 
 def test_two_policies_never_share_a_trace_id() -> None:
-    policy = a_policy()
-    other = replace(policy, version=1)
-    assert trace_id(policy, a_task(), 1) != trace_id(other, a_task(), 1)
+    setup = a_setup([], ScriptedEnvironment({}))
+    other = replace(setup, policy=replace(setup.policy, version=1))
+    assert trace_id(setup, a_task(), 1) != trace_id(other, a_task(), 1)
 
 
 def test_decoding_comes_from_the_spec_unless_a_temperature_is_given() -> None:
@@ -70,7 +70,7 @@ def test_decoding_comes_from_the_spec_unless_a_temperature_is_given() -> None:
 
 
 def test_system_text_is_joined_with_the_tasks_own() -> None:
-    policy = a_policy(AgentSpec(system="Be kind."))
+    policy = a_policy(AgentSpec(sections=system_sections("Be kind.")))
     own = (Message(role="system", content="Be brief."), Message(role="user", content="hi"))
     setup = a_setup([says("a")], ScriptedEnvironment({}), policy=policy)
     prompt = play(setup, Task(id="t", messages=own)).trajectory.prompt
@@ -78,14 +78,14 @@ def test_system_text_is_joined_with_the_tasks_own() -> None:
 
 
 def test_tool_notes_replace_what_the_model_is_told() -> None:
-    policy = a_policy(AgentSpec(tool_notes={"refund": "SAY-THIS"}))
+    policy = a_policy(AgentSpec(tools={"refund": ToolView(description="SAY-THIS")}))
     setup = a_setup([says("a")], python_environment(Desk), policy=policy)
     play(setup)
     prompt = decode(requests(setup)[0].prompt_ids)
     assert "SAY-THIS" in prompt
     assert "Pay back." not in prompt
-    policy = a_policy(AgentSpec(tool_notes={"refnd": "SAY-THIS"}))
-    with pytest.raises(UserError, match="a tool note names 'refnd'"):
+    policy = a_policy(AgentSpec(tools={"refnd": ToolView(description="SAY-THIS")}))
+    with pytest.raises(UserError, match="the spec names a tool 'refnd'"):
         play(a_setup([says("a")], python_environment(Desk), policy=policy))
 
 

@@ -24,6 +24,18 @@ class Limits:
     """Wall clock of one rollout, tools included."""
     tool_timeout_s: float = 600.0
     """Wall clock of one tool call."""
+    show_remaining: bool = False
+    """The last result of a turn says how many calls and turns are left."""
+    final_answer: bool = False
+    """In its last turn the model is told to answer, and its calls are not run."""
+    transient_retries: int = 0
+    """Times that a call is made again, with growing waits, when a tool failed through no fault of
+    the model."""
+    argument_errors: int = 0
+    """Calls in a row that a tool may turn down before the model is told to answer; 0 sets no bound."""
+
+
+CallForm = Literal["off", "calls", "call_first"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +46,10 @@ class Decoding:
     """0 is greedy."""
     top_p: float = 1.0
     """Share of probability mass kept, (0, 1]."""
+    grammar: CallForm = "off"
+    """`calls` lets a turn be text without call marks or well-formed calls of tools that exist, with
+    arguments of their schemas; `call_first` also makes the first turn a call. Rollouts under a
+    grammar are refused for training: the trainer knows nothing of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

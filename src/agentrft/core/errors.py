@@ -17,7 +17,7 @@ Code of users may raise anything; `boundary` attributes it. Cancellation passes 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from agentrft.core.grade import TokenUsage
+from agentrft.core.usage import TokenUsage
 
 
 class AgentRFTError(Exception):

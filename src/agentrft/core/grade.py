@@ -7,23 +7,7 @@ from enum import StrEnum
 
 from agentrft.core.task import Task
 from agentrft.core.trajectory import Failure, FailureKind, Trajectory
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenUsage:
-    """Tokens that a model took to grade."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    """Of the prompt, not computed again."""
-
-    def __add__(self, other: "TokenUsage") -> "TokenUsage":
-        return TokenUsage(
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            cached_tokens=self.cached_tokens + other.cached_tokens,
-        )
+from agentrft.core.usage import TokenUsage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

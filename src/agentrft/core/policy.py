@@ -1,30 +1,10 @@
 """Who acts: the agent's spec and the weights that serve it."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from agentrft.core.config import Decoding, Limits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentSpec:
-    """Everything a rollout depends on besides weights; hashed, applied at the boundary."""
-
-    system: str = ""
-    """System text put before the task's own messages; empty leaves them alone."""
-    tool_notes: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Tool name to the description the model sees instead of the tool's own."""
-    limits: Limits = field(default_factory=Limits)
-    decoding: Decoding = field(default_factory=Decoding)
-
-    @property
-    def hash(self) -> str:
-        """16 hex digits over every field."""
-        text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+from agentrft.core.spec import AgentSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,3 +47,5 @@ class Checkpoint:
     path: str
     policy_version: int
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    spec_hash: str = ""
+    """The spec under which it was trained; empty for checkpoints older than the record of it."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from agentrft.core.task import Message, ToolCall
+from agentrft.core.usage import TokenUsage
 
 
 class FinishReason(StrEnum):
@@ -67,7 +68,13 @@ class ToolResult:
     call_id: str
     name: str
     content: str
-    """The text the model sees."""
+    """The text as the tool gave it."""
+    shown: str | None = None
+    """What the model saw instead of `content`; None if that is what it saw."""
+    guard: str = ""
+    """The guard that answered in the tool's place, e.g. `block_duplicates`; empty if the tool ran."""
+    repairs: tuple[str, ...] = ()
+    """Guards that changed the call before it ran."""
     is_error: bool = False
     """The tool refused or the arguments were wrong; the model may recover."""
     refusal: int | None = None
@@ -94,9 +101,12 @@ class Turn:
     last_version: int
     """Policy versions that sampled the first and last token; they differ if weights changed."""
     message: Message
+    """In canonical names, its calls as they were run; the tokens say what the model wrote."""
     tool_results: tuple[ToolResult, ...] = ()
     parse_failures: tuple[ParseFailure, ...] = ()
     finish_reason: FinishReason = FinishReason.STOP
+    usage: TokenUsage | None = None
+    """As counted by the endpoint that answered; None where the tokens themselves are recorded."""
     sampling_s: float = 0.0
     tools_s: float = 0.0
 
@@ -106,6 +116,16 @@ class Turn:
                 f"turn has {len(self.action_ids)} action tokens but "
                 f"{len(self.behavior_logprobs)} behaviour logprobs; they must match one to one"
             )
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens the model wrote."""
+        return self.usage.completion_tokens if self.usage else len(self.action_ids)
+
+    @property
+    def observed_tokens(self) -> int:
+        """Tokens fed in; an endpoint counts the whole prompt of every call."""
+        return self.usage.prompt_tokens if self.usage else len(self.observation_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +142,7 @@ class Trajectory:
     spec_hash: str
     seed: int
     prompt: tuple[Message, ...]
-    """System text and task messages as rendered."""
+    """System text and task messages; demonstrations of the spec are in the tokens only."""
     turns: tuple[Turn, ...]
     stop_reason: StopReason
     failure: Failure | None = None
@@ -167,12 +187,12 @@ class Trajectory:
     @property
     def sampled_tokens(self) -> int:
         """Tokens the model wrote."""
-        return sum(len(turn.action_ids) for turn in self.turns)
+        return sum(turn.sampled_tokens for turn in self.turns)
 
     @property
     def observed_tokens(self) -> int:
         """Tokens fed in: prompt, tool results and scaffolding."""
-        return sum(len(turn.observation_ids) for turn in self.turns)
+        return sum(turn.observed_tokens for turn in self.turns)
 
     @property
     def versions(self) -> tuple[int, int]:

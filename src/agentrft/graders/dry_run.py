@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agentrft.core.errors import ConfigError, GraderError, boundary
-from agentrft.core.grade import Grade, TokenUsage
+from agentrft.core.grade import Grade
 from agentrft.core.task import Message, Task, content_id
 from agentrft.core.trajectory import Failure, FailureKind, StopReason, Trajectory, Turn
+from agentrft.core.usage import TokenUsage
 from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
 from agentrft.graders.multi import Multi, scores

@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 
 from agentrft.core.errors import GraderError, boundary
-from agentrft.core.grade import Grade, TokenUsage
+from agentrft.core.grade import Grade
 from agentrft.core.protocols import Environment, Grader
 from agentrft.core.task import Task
 from agentrft.core.trajectory import Trajectory
+from agentrft.core.usage import TokenUsage
 from agentrft.graders.formula import Formula
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from agentrft.core.config import GraderModel as GraderModelConfig
 from agentrft.core.errors import ConfigError, GraderError
-from agentrft.core.grade import TokenUsage
+from agentrft.core.usage import TokenUsage
 from agentrft.egress.client import MAX_BODY_BYTES, Endpoint, EndpointReply, Wait
 from agentrft.egress.errors import (
     AddressRefusedError,

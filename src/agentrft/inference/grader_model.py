@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from agentrft.core.grade import TokenUsage
 from agentrft.core.task import Message
+from agentrft.core.usage import TokenUsage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

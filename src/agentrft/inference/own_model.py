@@ -16,7 +16,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from agentrft.core.errors import GraderError, SamplerError, UserError
-from agentrft.core.grade import TokenUsage
+from agentrft.core.usage import TokenUsage
 from agentrft.inference.chat import ChatClient, ChatEnd, ChatRequest
 from agentrft.inference.grader_model import GradingReply, GradingRequest
 

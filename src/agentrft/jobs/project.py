@@ -9,17 +9,20 @@ from pathlib import Path
 
 from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import ConfigError
-from agentrft.core.policy import AgentSpec, Policy
-from agentrft.core.protocols import Grader, OpenEnvironment, Sampler
+from agentrft.core.policy import Policy
+from agentrft.core.protocols import Grader, OpenEnvironment
 from agentrft.core.run import Split
+from agentrft.core.spec import AgentSpec, system_sections
 from agentrft.core.task import Demonstration, Task, ToolSpec
 from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
 from agentrft.graders.reward_terms import with_terms
 from agentrft.graders.second_model import second_opinion
 from agentrft.jobs.project_code import ProjectCode
+from agentrft.rollout.dialogue import Speaker
 from agentrft.rollout.environment import python_environment, tool_specs
-from agentrft.rollout.episode import Renderer, RolloutSetup, visible_tools
+from agentrft.rollout.episode import RolloutSetup
+from agentrft.rollout.harness import visible_tools
 from agentrft.rollout.http_tools import combined_environment, http_environment
 from agentrft.store.codec import load_project_config
 from agentrft.store.datasets import read_demonstrations, read_tasks
@@ -68,14 +71,13 @@ class Project:
     def tools_shown(self, row: Task | Demonstration) -> tuple[ToolSpec, ...]:
         """Return the tools that the model is told about in this row, as a rollout would."""
         task = Task(id=row.id, messages=row.messages, tools=row.tools)
-        return visible_tools(self.tools or row.tools, task, self.spec.tool_notes)
+        return visible_tools(self.tools or row.tools, task, self.spec.tools)
 
-    def setup(self, sampler: Sampler, renderer: Renderer) -> RolloutSetup:
+    def setup(self, speaker: Speaker) -> RolloutSetup:
         """Join the project with a model, at policy version 0."""
         return RolloutSetup(
             policy=Policy(model=self.config.model, version=0, spec=self.spec),
-            sampler=sampler,
-            renderer=renderer,
+            speaker=speaker,
             open_environment=self.open_environment,
             grader=self.grader,
         )
@@ -144,7 +146,9 @@ def assembled(folder: Path, config: ProjectConfig, backends: OpenBackends) -> Pr
     return Project(
         folder=folder,
         config=config,
-        spec=AgentSpec(system=system, limits=config.limits, decoding=config.decoding),
+        spec=AgentSpec(
+            sections=system_sections(system), limits=config.limits, decoding=config.decoding
+        ),
         open_environment=openers[0] if len(openers) == 1 else combined_environment(openers),
         grader=with_terms(build_grader(config.grader, backends=reached), config.reward),
         gold_grader=build_grader(config.gold_grader, "gold_grader", backends=reached)

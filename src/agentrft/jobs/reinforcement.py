@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from agentrft.core.config import ReinforcementConfig
+from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
-from agentrft.core.protocols import Trainer
+from agentrft.core.protocols import Sampler, Trainer
 from agentrft.core.run import RolloutRecord, StepMetrics
 from agentrft.core.seeds import derive_seed
 from agentrft.jobs.canaries import canary_tasks, reference_texts
@@ -21,6 +22,7 @@ from agentrft.jobs.publication import Publisher, refuse_other_versions
 from agentrft.jobs.serving import ServedModel
 from agentrft.jobs.supervised import shuffled_batch
 from agentrft.jobs.validation import STAGE, Clock, TaskSets, Validation, scores_of
+from agentrft.rollout.dialogue import TokenSpeaker
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.rollout.group import Collected, collect
 from agentrft.training.credit import centred
@@ -60,7 +62,7 @@ async def reinforce(
         follower=follower,
         scores=validation.scores(),
     )
-    publisher = Publisher(setup.sampler, bound=config.identity_bound)
+    publisher = Publisher(trainable(setup), bound=config.identity_bound)
     setup, _ = await published(setup, publisher, trainer)
     storms = 0
 
@@ -114,6 +116,23 @@ async def reinforce(
                 await keeper.after_step()
                 phase.advance()
     return keeper.deliver()
+
+
+def trainable(setup: RolloutSetup) -> Sampler:
+    """Return the sampler whose rollouts may be trained on. Raises UserError with the way there."""
+    if not isinstance(setup.speaker, TokenSpeaker):
+        raise UserError(
+            f"{setup.policy.model} answers behind an endpoint, and its weights cannot be changed from "
+            "here; set `model` in agent.toml to an open-weights base (`agentrft models list`) and "
+            "remove [endpoint]"
+        )
+    if setup.policy.spec.decoding.grammar != "off":
+        raise UserError(
+            f"the spec draws tokens under a grammar (decoding.grammar = "
+            f"{setup.policy.spec.decoding.grammar!r}), and the trainer would compute other "
+            "probabilities than the sampler; set it to 'off' for training"
+        )
+    return setup.speaker.sampler
 
 
 def _watched(

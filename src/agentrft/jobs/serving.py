@@ -16,7 +16,9 @@ from agentrft.inference.renderer import load_renderer
 from agentrft.jobs.checkpoints import resume_point
 from agentrft.jobs.context import Job
 from agentrft.jobs.project import Project
-from agentrft.rollout.episode import Renderer, RolloutSetup, prompt_messages
+from agentrft.rollout.dialogue import Renderer, TokenSpeaker
+from agentrft.rollout.episode import RolloutSetup
+from agentrft.rollout.harness import prompt_messages
 from agentrft.store.home import Home
 from agentrft.training.checkpoint import verify_checkpoint
 from agentrft.training.trainer import LocalTrainer, LossName
@@ -70,7 +72,7 @@ class ServedModel:
 
     def setup(self) -> RolloutSetup:
         """Rollouts with the untouched model."""
-        return self.project.setup(self.sampler, self.renderer)
+        return self.project.setup(TokenSpeaker(self.sampler, self.renderer))
 
     def trainer(
         self, config: TrainerConfig, loss: LossName, *, seed: int, start: Path | None = None

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from agentrft.core.grade import GradedTrajectory, Outcome, TokenUsage
+from agentrft.core.grade import GradedTrajectory, Outcome
 from agentrft.core.run import RolloutRecord
 from agentrft.core.trajectory import Failure, FailureKind, ToolResult
+from agentrft.core.usage import TokenUsage
 
 Figures = dict[str, Any]
 

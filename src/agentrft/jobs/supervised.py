@@ -19,7 +19,7 @@ from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.following import Follower, StepResult, ValidationLines
 from agentrft.jobs.project import Project
 from agentrft.jobs.serving import DemonstrationRenderer
-from agentrft.rollout.episode import prompt_messages
+from agentrft.rollout.harness import prompt_messages
 from agentrft.training.credit import imitation
 
 T = TypeVar("T")

@@ -19,7 +19,8 @@ from agentrft.core.protocols import Environment
 from agentrft.core.task import Task, ToolCall, ToolSpec
 from agentrft.measure.preflight_facts import ProbeCall, ToolFacts, tool_facts
 from agentrft.rollout.deadline import within
-from agentrft.rollout.episode import RolloutSetup, in_order, visible_tools
+from agentrft.rollout.episode import RolloutSetup, in_order
+from agentrft.rollout.harness import visible_tools
 
 BURST = 50
 """Calls at the same time; the load that tool servers of the contract are built for."""
@@ -77,7 +78,7 @@ async def offered_tools(setup: RolloutSetup, tasks: Sequence[Task]) -> list[Prob
         seen.add(names)
         environment = await _opened(setup, task)
         try:
-            specs = visible_tools(environment.tool_specs(), task, setup.policy.spec.tool_notes)
+            specs = visible_tools(environment.tool_specs(), task, setup.policy.spec.tools)
         finally:
             await _close(environment)
         for spec in specs:

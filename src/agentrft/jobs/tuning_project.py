@@ -8,8 +8,8 @@ from typing import Any, cast
 from agentrft.core.config import DataFiles, HttpTool, ProjectConfig
 from agentrft.core.errors import StoreError
 from agentrft.core.job import REDACTED, FineTuningJob, ReinforcementMethod
-from agentrft.core.policy import AgentSpec
 from agentrft.core.protocols import Grader, OpenEnvironment
+from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import ToolResult
 from agentrft.graders.backends import Backends

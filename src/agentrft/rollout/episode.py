@@ -1,107 +1,46 @@
 """One rollout: sample, run tools, repeat until an answer or a limit; then grade.
 
 History is append-only: every prompt is the last one plus what was sampled plus new observation
-tokens. Only `task.messages` and tools are rendered; the row stays with environment and grader.
+tokens. Only `task.messages`, tools and spec reach the model; the row stays with environment and
+grader.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from agentrft.core.call_thread import in_thread
-from agentrft.core.errors import (
-    AgentRFTError,
-    GraderError,
-    SamplerError,
-    ToolError,
-    UserError,
-    boundary,
-)
+from agentrft.core.errors import AgentRFTError, GraderError, ToolError, boundary
 from agentrft.core.grade import Grade, GradedTrajectory
 from agentrft.core.policy import Policy
-from agentrft.core.protocols import (
-    Completion,
-    Environment,
-    Grader,
-    OpenEnvironment,
-    Sampler,
-    SampleRequest,
-)
+from agentrft.core.protocols import Environment, Grader, OpenEnvironment
 from agentrft.core.seeds import derive_seed
-from agentrft.core.task import Message, Task, ToolCall, ToolSpec
+from agentrft.core.task import Message, Task, ToolCall
 from agentrft.core.trajectory import (
     Failure,
     FailureKind,
     FinishReason,
-    ParseFailure,
     StopReason,
     ToolResult,
     Trajectory,
     Turn,
 )
 from agentrft.rollout.deadline import within
-from agentrft.rollout.tools import unknown_tool
+from agentrft.rollout.dialogue import Dialogue, DialogueError, Speaker, TurnRequest, begun
+from agentrft.rollout.harness import Admission, Harness, Session, prompt_messages
 
 T = TypeVar("T")
 
 GRADER_TIMEOUT_S = 630.0
 """Wall clock of grading one rollout; beyond the 600 s of a grader by URL, which says more."""
 CLOSE_TIMEOUT_S = 30.0
-SAMPLER_GRACE_S = 30.0
-"""How long past its deadline an engine may take to hand over what it sampled."""
 
 _log = logging.getLogger(__name__)
-
-
-class Parsed(Protocol):
-    """What a renderer read from one completion."""
-
-    @property
-    def message(self) -> Message:
-        """The assistant message, readable calls included."""
-        ...
-
-    @property
-    def parse_failures(self) -> tuple[ParseFailure, ...]:
-        """Calls that could not be read."""
-        ...
-
-
-class Renderer(Protocol):
-    """Messages to tokens and back, append-only."""
-
-    @property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a turn."""
-        ...
-
-    def start(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> tuple[int, ...]:
-        """Return prompt ids that end where the assistant begins."""
-        ...
-
-    def extend(
-        self,
-        prompt_ids: Sequence[int],
-        completion_ids: Sequence[int],
-        messages: Sequence[Message],
-        tools: Sequence[ToolSpec],
-    ) -> tuple[int, ...] | None:
-        """Return only the ids that follow prompt and completion; None if that is impossible."""
-        ...
-
-    def parse(
-        self,
-        completion_ids: Sequence[int],
-        tools: Sequence[ToolSpec],
-        prompt_ids: Sequence[int] = (),
-    ) -> Parsed:
-        """Read one completion; never raises for what the model wrote."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,14 +48,18 @@ class RolloutSetup:
     """Everything that is the same for all rollouts of a step or an evaluation."""
 
     policy: Policy
-    sampler: Sampler
-    renderer: Renderer
+    speaker: Speaker
     open_environment: OpenEnvironment
     grader: Grader
     gold_grader: Grader | None = None
     """Held out: its grade is recorded beside the grader's."""
     second_grader: Grader | None = None
     """The grader with another model behind it; recorded likewise."""
+    harness: Harness = field(init=False)
+    """The policy's spec, made ready."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "harness", Harness(self.policy.spec))
 
 
 async def run_episode(
@@ -164,6 +107,14 @@ def _attributed(kind: type[AgentRFTError], where: str) -> Iterator[None]:
         raise _FaultError(_infrastructure(where, str(error))) from error
 
 
+@contextmanager
+def _dialogue() -> Iterator[None]:
+    try:
+        yield
+    except DialogueError as error:
+        raise _FaultError(_infrastructure(error.where, str(error))) from error
+
+
 def _infrastructure(where: str, message: str) -> Failure:
     return Failure(kind=FailureKind.INFRASTRUCTURE, where=where, message=message)
 
@@ -187,10 +138,9 @@ class _Episode:
         self.spec = setup.policy.spec
         self.limits = self.spec.limits
         self.temperature = self.spec.decoding.temperature if temperature is None else temperature
-        self.id = trace_id(setup.policy, task, seed)
+        self.id = trace_id(setup, task, seed)
         self.prompt = prompt_messages(self.spec.system, task.messages)
         self.turns: list[Turn] = []
-        self.specs: tuple[ToolSpec, ...] = ()
         self.tools_s = 0.0
         self.started_at = time.time()
         self._started = time.monotonic()
@@ -203,7 +153,7 @@ class _Episode:
 
     @property
     def sampled_tokens(self) -> int:
-        return sum(len(turn.action_ids) for turn in self.turns)
+        return sum(turn.sampled_tokens for turn in self.turns)
 
     async def open(self) -> Environment:
         """Make the environment, off the event loop."""
@@ -230,52 +180,32 @@ class _Episode:
 
     async def play(self, environment: Environment) -> _Stop:
         """Run the agent loop until it ends, and say why it ended."""
-        renderer = self.setup.renderer
-        self.specs = visible_tools(environment.tool_specs(), self.task, self.spec.tool_notes)
-        with boundary(UserError, f"task {self.task.id!r} cannot be rendered"):
-            prompt_ids = observation_ids = tuple(renderer.start(self.prompt, self.specs))
-        context = 0
+        session = self.setup.harness.session(self.task, environment.tool_specs())
+        self.prompt = session.recorded_prompt
+        what = f"task {self.task.id!r}"
+        dialogue = begun(self.setup.speaker, session.prompt, session.tools, self.id, what)
         while True:
-            budget_tokens, bound = self._budget(len(prompt_ids))
+            budget_tokens, bound = self._budget(dialogue.prompt_tokens)
             if budget_tokens <= 0:
-                return self._over(bound, len(prompt_ids))
+                return self._over(bound, dialogue.prompt_tokens)
             if self.left_s() <= 0:
                 return self._out_of_time()
-            self._check_append_only(context, observation_ids, prompt_ids)
-            sampling_started_s = self.elapsed_s()
-            completion = await self._sample(prompt_ids, budget_tokens)
-            with _attributed(SamplerError, "renderer"):
-                parsed = renderer.parse(completion.token_ids, self.specs, prompt_ids)
-            turn = Turn(
-                context=context,
-                observation_ids=observation_ids,
-                action_ids=completion.token_ids,
-                behavior_logprobs=completion.logprobs,
-                first_version=completion.first_version,
-                last_version=completion.last_version,
-                message=self._with_unique_ids(parsed.message),
-                parse_failures=parsed.parse_failures,
-                finish_reason=completion.finish_reason,
-                sampling_s=self.elapsed_s() - sampling_started_s,
-            )
+            said, turn = await self._speak(dialogue, session, budget_tokens)
             self.turns.append(turn)
             if stop := self._stop_after(turn, bound):
                 return stop
-            if not await self._answer_calls(environment, turn):
+            if not await self._answer_calls(environment, session, turn):
                 return self._out_of_time()
-            if len(self.turns) >= self.limits.max_turns:
+            turns_left = self.limits.max_turns - len(self.turns)
+            if turns_left <= 0:
                 return self._over(StopReason.MAX_TURNS, len(self.turns))
-            answers = tuple(_as_message(result) for result in self.turns[-1].tool_results)
-            with _attributed(SamplerError, "renderer"):
-                extension = renderer.extend(prompt_ids, completion.token_ids, answers, self.specs)
-                if extension is None:
-                    # This family rewrites its history: a new context, rendered whole.
-                    context += 1
-                    messages = self.trajectory(StopReason.FINISHED, None).messages
-                    prompt_ids = observation_ids = tuple(renderer.start(messages, self.specs))
-                else:
-                    observation_ids = tuple(extension)
-                    prompt_ids = (*prompt_ids, *completion.token_ids, *observation_ids)
+            answers = session.answers(
+                self.turns[-1].tool_results,
+                turns_left=turns_left,
+                calls_left=self.limits.max_tool_calls - self._calls,
+            )
+            with _dialogue():
+                dialogue.hear(said, answers)
 
     def _budget(self, prompt_tokens: int) -> tuple[int, StopReason]:
         """How many tokens the next turn may sample, and which limit it is that binds."""
@@ -312,34 +242,44 @@ class _Episode:
             return StopReason.DEADLINE, _infrastructure("sampler", spent)
         return StopReason.DEADLINE, _models_own("limits", spent)
 
-    async def _sample(self, prompt_ids: tuple[int, ...], max_tokens: int) -> Completion:
-        left_s = max(self.left_s(), 0.0)
-        request = SampleRequest(
-            prompt_ids=prompt_ids,
-            max_tokens=max_tokens,
+    async def _speak(
+        self, dialogue: Dialogue, session: Session, budget_tokens: int
+    ) -> tuple[Message, Turn]:
+        """Let the model write a turn; return its message as written, and the record of it."""
+        started_s = self.elapsed_s()
+        decoding = self.spec.decoding
+        form = decoding.grammar
+        if form == "call_first" and self.turns:
+            form = "calls"
+        request = TurnRequest(
+            max_tokens=budget_tokens,
             temperature=self.temperature,
-            top_p=self.spec.decoding.top_p,
+            top_p=decoding.top_p,
             seed=derive_seed(self.seed, "turn", len(self.turns)),
-            stop_token_ids=self.setup.renderer.stop_token_ids,
-            deadline_s=left_s,
+            left_s=self.left_s(),
+            form=form,
         )
-        with _attributed(SamplerError, "sampler"):
-            async with asyncio.timeout(left_s + SAMPLER_GRACE_S):
-                completion = await self.setup.sampler.sample(request)
-            if completion.finish_reason is FinishReason.CANCELLED:
-                raise SamplerError("the engine cancelled the request")
-        return completion
+        with _dialogue():
+            spoken = await dialogue.speak(request)
+        said = self._with_unique_ids(spoken.message)
+        turn = Turn(
+            context=spoken.context,
+            observation_ids=spoken.observation_ids,
+            action_ids=spoken.action_ids,
+            behavior_logprobs=spoken.behavior_logprobs,
+            first_version=spoken.first_version,
+            last_version=spoken.last_version,
+            message=session.read(said),
+            parse_failures=spoken.parse_failures,
+            finish_reason=spoken.finish_reason,
+            usage=spoken.usage,
+            sampling_s=self.elapsed_s() - started_s,
+        )
+        return said, turn
 
-    def _check_append_only(
-        self, context: int, observation_ids: tuple[int, ...], prompt_ids: tuple[int, ...]
-    ) -> None:
-        """Refuse a prompt that is not the record plus new tokens, or a history rendered again."""
-        stretch = [turn for turn in self.turns if turn.context == context]
-        recorded = (*recorded_ids(stretch), *observation_ids)
-        rendered_again = bool(stretch) and _starts_with(observation_ids, stretch[0].observation_ids)
-        if recorded != prompt_ids or rendered_again:
-            message = "the renderer gave the history again instead of only the new tokens"
-            raise _FaultError(_infrastructure("renderer", message))
+    @property
+    def _calls(self) -> int:
+        return sum(len(turn.message.tool_calls) for turn in self.turns)
 
     def _stop_after(self, turn: Turn, bound: StopReason) -> _Stop | None:
         """Whether this turn ends the rollout before any tool runs."""
@@ -352,19 +292,19 @@ class _Episode:
             return self._over(bound, used)
         if not turn.message.tool_calls and not turn.parse_failures:
             return StopReason.FINISHED, None
-        calls = sum(len(t.message.tool_calls) for t in self.turns)
-        if calls > self.limits.max_tool_calls:
-            return self._over(StopReason.MAX_TOOL_CALLS, calls)
+        if self._calls > self.limits.max_tool_calls:
+            return self._over(StopReason.MAX_TOOL_CALLS, self._calls)
         return None
 
-    async def _answer_calls(self, environment: Environment, turn: Turn) -> bool:
+    async def _answer_calls(self, environment: Environment, session: Session, turn: Turn) -> bool:
         """Run the calls of a turn concurrently and record results in call order; False if late."""
         started_s = self.elapsed_s()
+        admitted = [session.admit(call) for call in turn.message.tool_calls]
         results: tuple[ToolResult, ...] = ()
         deadline = asyncio.timeout(self.left_s())
         try:
             async with deadline:
-                calls = [self._call(environment, call) for call in turn.message.tool_calls]
+                calls = [self._call(environment, session, admission) for admission in admitted]
                 results = tuple(await in_order(calls))
         except TimeoutError:
             if not deadline.expired():
@@ -383,21 +323,34 @@ class _Episode:
                 )
                 for n, failure in enumerate(turn.parse_failures)
             )
-            self.turns[-1] = replace(turn, tool_results=(*results, *unreadable), tools_s=tools_s)
+            run = tuple(admission.call for admission in admitted)
+            self.turns[-1] = replace(
+                turn,
+                message=replace(turn.message, tool_calls=run),
+                tool_results=(*results, *unreadable),
+                tools_s=tools_s,
+            )
         return True
 
-    async def _call(self, environment: Environment, call: ToolCall) -> ToolResult:
-        names = [spec.name for spec in self.specs]
-        started_s = self.elapsed_s()
-        if call.name not in names:
-            return replace(unknown_tool(call, names), started_s=started_s)
+    async def _call(
+        self, environment: Environment, session: Session, admission: Admission
+    ) -> ToolResult:
+        call, started_s = admission.call, self.elapsed_s()
+        if admission.answer is not None:
+            return replace(session.shown(call, admission.answer), started_s=started_s)
         limit_s = self.limits.tool_timeout_s
         where = f"tool {call.name!r}"
         late = ToolError(f"{where} gave no result in {limit_s:g} s (limits.tool_timeout_s)")
         with _attributed(ToolError, where):
             async with within(limit_s, late):
                 result = await environment.call_tool(call)
-        return replace(result, started_s=started_s, duration_s=self.elapsed_s() - started_s)
+        result = replace(
+            result,
+            repairs=admission.repairs,
+            started_s=started_s,
+            duration_s=self.elapsed_s() - started_s,
+        )
+        return session.shown(call, result)
 
     def _with_unique_ids(self, message: Message) -> Message:
         """Models and parsers count calls per turn; servers and records need ids per rollout."""
@@ -417,7 +370,7 @@ class _Episode:
             id=self.id,
             task_id=self.task.id,
             model=self.setup.policy.model,
-            spec_hash=self.spec.hash,
+            spec_hash=self.setup.harness.spec_hash,
             seed=self.seed,
             prompt=self.prompt,
             turns=tuple(self.turns),
@@ -468,52 +421,13 @@ async def in_order(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def prompt_messages(system: str, messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Put the spec's system text first; a system message of the task itself is joined to it."""
-    if not system:
-        return tuple(messages)
-    if messages and messages[0].role == "system":
-        joined = f"{system}\n\n{messages[0].content}"
-        return (replace(messages[0], content=joined), *messages[1:])
-    return (Message(role="system", content=system), *messages)
-
-
-def trace_id(policy: Policy, task: Task, seed: int) -> str:
+def trace_id(setup: RolloutSetup, task: Task, seed: int) -> str:
     """Return `trace_` and 32 hex digits: the same for the same policy, task and seed."""
-    named = (policy.model, policy.version, policy.spec.hash, task.id, seed)
+    policy = setup.policy
+    named = (policy.model, policy.version, setup.harness.spec_hash, task.id, seed)
     return "trace_" + "".join(f"{derive_seed('trace', half, *named):016x}" for half in (0, 1))
-
-
-def visible_tools(
-    offered: Sequence[ToolSpec], task: Task, notes: Mapping[str, str]
-) -> tuple[ToolSpec, ...]:
-    """Tools the model is told about: those the row lists (all, if none), with the spec's notes."""
-    names = [spec.name for spec in offered]
-    listed = [spec.name for spec in task.tools] or names
-    known = ", ".join(names) or "none"
-    for name in listed:
-        if name not in names:
-            raise UserError(f"task {task.id!r} lists tool {name!r}; the project's tools: {known}")
-    for name in notes:
-        if name not in names:
-            raise UserError(f"a tool note names {name!r}; the project's tools: {known}")
-    return tuple(
-        replace(spec, description=notes.get(spec.name, spec.description))
-        for spec in offered
-        if spec.name in listed
-    )
 
 
 def recorded_ids(turns: Sequence[Turn]) -> tuple[int, ...]:
     """Tokens of one context as the engine saw them: observations and actions, in order."""
     return tuple(i for turn in turns for i in (*turn.observation_ids, *turn.action_ids))
-
-
-def _starts_with(ids: tuple[int, ...], prefix: tuple[int, ...]) -> bool:
-    return len(ids) >= len(prefix) and ids[: len(prefix)] == prefix
-
-
-def _as_message(result: ToolResult) -> Message:
-    return Message(
-        role="tool", content=result.content, tool_call_id=result.call_id, name=result.name or None
-    )

@@ -1,0 +1,1 @@
+"""Prompt and structure search: diagnose, treat, screen, race, confirm. Rolls nothing out itself."""
