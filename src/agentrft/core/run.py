@@ -17,6 +17,8 @@ class Method(StrEnum):
     REINFORCEMENT = "reinforcement"
     IMPROVE = "improve"
     REGRADE = "regrade"
+    PREFLIGHT = "preflight"
+    OPTIMIZE = "optimize"
 
 
 class RunStatus(StrEnum):

@@ -1,11 +1,8 @@
 """Why a rollout failed: the class of its first decisive error, by rules on the record alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-
-from agentrft.core.grade import GradedTrajectory
-from agentrft.core.task import Task, ToolSpec
 
 
 class FailureClass(StrEnum):

@@ -32,8 +32,15 @@ class Knob:
     treats: tuple[FailureClass, ...] = ()
     """Failure classes it is meant for; empty for all."""
     source: Literal[
-        "treatment", "self-naming", "demonstrations", "pruning", "output", "guards", "templates",
-        "gepa", "given",
+        "treatment",
+        "self-naming",
+        "demonstrations",
+        "pruning",
+        "output",
+        "guards",
+        "templates",
+        "gepa",
+        "given",
     ] = "treatment"
     costs: bool = False
     """Whether it makes rollouts dearer or slower; then it needs stronger evidence."""
