@@ -60,7 +60,7 @@ class Spent:
     observed_tokens: int = 0
     tool_calls: int = 0
     seconds: float = 0.0
-    """Wall clock of the search."""
+    """Wall clock of the search, that of interrupted runs of it included."""
     by_purpose: dict[str, int] = field(default_factory=dict[str, int])
 
 
@@ -73,6 +73,10 @@ class Trials(Protocol):
         A rollout lost to infrastructure is tried once more and then returned as it is. Raises
         BudgetSpentError before anything runs if the rest of the budget does not hold all of it.
         """
+        ...
+
+    def missing(self, requests: Sequence[TrialRequest]) -> int:
+        """Return how many of them are not kept yet and would have to be run."""
         ...
 
     async def ask(self, question: Question) -> list[str]:
