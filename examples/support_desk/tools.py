@@ -15,12 +15,12 @@ class SupportDesk(Environment):
         self.row = task.row
         self.shop = Shop(task["shop"])
 
-    @tool
+    @tool(read_only=True)
     def find_customer(self, email: str) -> str:
         """Find the orders of a customer."""
         return self.shop.find_customer(email)
 
-    @tool
+    @tool(read_only=True)
     def get_order(self, order_id: str) -> str:
         """Look up an order."""
         return self.shop.get_order(order_id)
@@ -40,7 +40,7 @@ class SupportDesk(Environment):
         """Change where an order goes."""
         return self.shop.change_address(order_id, address)
 
-    @tool
+    @tool(read_only=True)
     def search_policy(self, topic: str) -> str:
         """Read the rules."""
         return self.shop.search_policy(topic)

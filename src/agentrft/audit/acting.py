@@ -184,10 +184,14 @@ def _neighbouring(arena: Arena, task: Task) -> list[Attempt]:
             )
             for call in answer.calls
         ]
-        given = [json_object(call.arguments) for call in answer.calls]
-        if [json_object(call.arguments) for call in calls] != given:
+        # The same calls in another order are no other thing.
+        if sorted(map(_deed, calls)) != sorted(map(_deed, answer.calls)):
             attempts.append(arena.acts(task, calls, answer.text, label))
     return attempts
+
+
+def _deed(call: ToolCall) -> str:
+    return f"{call.name} {json.dumps(json_object(call.arguments), sort_keys=True)}"
 
 
 def _alike(value: Any, texts: Sequence[str]) -> Any:
@@ -225,7 +229,9 @@ def _every_deed(arena: Arena, task: Task) -> list[ToolCall]:
     for call in own:
         known |= json_object(call.arguments)
     last = {a.calls[-1].name: a.calls[-1] for a in arena.answers.values() if a.calls}
-    others = [call for name, call in last.items() if name not in {made.name for made in own}]
+    reads = {spec.name for spec in arena.tools_of(task) if spec.read_only}
+    known_names = {made.name for made in own} | reads
+    others = [call for name, call in last.items() if name not in known_names]
     more = [
         replace(call, arguments=json.dumps({**json_object(call.arguments), **_shared(call, known)}))
         for call in others

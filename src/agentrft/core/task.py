@@ -17,6 +17,8 @@ class ToolSpec:
     description: str
     parameters: Mapping[str, Any]
     """JSON schema of the arguments, an object schema."""
+    read_only: bool = False
+    """Calling it changes nothing; False where nobody said so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,9 +31,10 @@ class ArgumentsError(Exception):
 class ToolMethod:
     """A method marked with `@tool`; called from Python it is the plain method."""
 
-    def __init__(self, function: Callable[..., object], name: str) -> None:
+    def __init__(self, function: Callable[..., object], name: str, *, read_only: bool) -> None:
         self.function = function
         self.name = name
+        self.read_only = read_only
 
     def __get__(self, instance: object, owner: type | None = None) -> object:
         return self if instance is None else MethodType(self.function, instance)
@@ -42,16 +43,20 @@ class ToolMethod:
 @overload
 def tool(function: F, /) -> F: ...
 @overload
-def tool(*, name: str) -> Callable[[F], F]: ...
-def tool(function: F | None = None, /, *, name: str = "") -> F | Callable[[F], F]:
+def tool(*, name: str = "", read_only: bool = False) -> Callable[[F], F]: ...
+def tool(
+    function: F | None = None, /, *, name: str = "", read_only: bool = False
+) -> F | Callable[[F], F]:
     """Offer an `Environment` method, sync or async, to the model; bare or as `@tool(name=...)`.
+
+    `read_only` says that a call changes nothing: the audit, the guards and the diagnosis then know it.
 
     Type hints become the JSON schema, the docstring the description; sentences `name: text` or a
     Google-style `Args:` section become argument notes. Raise `ToolRefusal` to refuse a call.
     """
 
     def mark(function: F) -> F:
-        return cast(F, ToolMethod(function, name or function.__name__))
+        return cast(F, ToolMethod(function, name or function.__name__, read_only=read_only))
 
     return mark if function is None else mark(function)
 
@@ -164,7 +169,9 @@ def describe_tool(method: ToolMethod, owner: str) -> PythonTool:
         "properties": {name: argument.schema for name, argument in arguments.items()},
         "required": [name for name, argument in arguments.items() if argument.required],
     }
-    spec = ToolSpec(name=method.name, description=description, parameters=schema)
+    spec = ToolSpec(
+        name=method.name, description=description, parameters=schema, read_only=method.read_only
+    )
     return PythonTool(spec, method.function, arguments)
 
 
