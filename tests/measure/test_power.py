@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.special import expit, logit
 
 from agentrft.measure.power import minimum_detectable, power, rollouts_needed
@@ -19,7 +19,7 @@ def changed(difficulty: NDArray[np.float64], effect: float) -> NDArray[np.float6
     def missing(shift: float) -> float:
         return float(expit(scale + shift).mean()) - float(difficulty.mean()) - effect
 
-    return expit(scale + brentq(missing, -5, 20))
+    return expit(scale + root_scalar(missing, bracket=(-5, 20)).root)
 
 
 def simulated_power(tasks: int, samples: int, effect: float, runs: int = 150) -> float:

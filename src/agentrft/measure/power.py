@@ -6,7 +6,7 @@ arms by chance, repeats lessen that, and by how much the change does for it, whi
 
 import math
 
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.stats import nct, t
 
 POWER = 0.8
@@ -56,7 +56,7 @@ def minimum_detectable(
 
     if missing(1.0) <= 0:
         return 1.0
-    return float(brentq(missing, 1e-6, 1.0, xtol=1e-4))
+    return float(root_scalar(missing, bracket=(1e-6, 1.0), xtol=1e-4).root)
 
 
 def rollouts_needed(
