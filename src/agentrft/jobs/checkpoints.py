@@ -68,8 +68,10 @@ class CheckpointKeeper:
         retention: Retention,
         follower: Follower,
         scores: Mapping[int, ValidationScores],
+        spec_hash: str = "",
     ) -> None:
         self._job, self._trainer, self._follower = job, trainer, follower
+        self._spec_hash = spec_hash
         self._interval, self._last_step, self._retention = interval, last_step, retention
         self._scores = dict(scores)
         self._saved = first_step
@@ -155,6 +157,7 @@ class CheckpointKeeper:
                     path=str(folder),
                     policy_version=self._version,
                     metrics={**self._metrics, **shown},
+                    spec_hash=self._spec_hash,
                 )
             ]
         )

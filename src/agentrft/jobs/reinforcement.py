@@ -61,6 +61,7 @@ async def reinforce(
         retention=_retention(retention or Retention(), tasks),
         follower=follower,
         scores=validation.scores(),
+        spec_hash=setup.harness.spec_hash,
     )
     publisher = Publisher(trainable(setup), bound=config.identity_bound)
     setup, _ = await published(setup, publisher, trainer)
