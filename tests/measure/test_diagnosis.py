@@ -203,6 +203,19 @@ def test_writes_that_are_named_need_some_read_before_them() -> None:
     assert judged(blind, NOTHING)[0] == "wrong plan"
 
 
+def test_tools_that_are_not_read_only_are_writes() -> None:
+    told = [replace(tool, read_only=tool.name in NAMES[:2]) for tool in TOOLS]
+    blind = a_rollout(a_turn(("refund", {"order_id": "W1001"}, "ok")), DONE)
+    found = diagnose(a_task(), blind, NOTHING, told)
+    assert found is not None
+    assert found.failure_class is FailureClass.UNSAFE_WRITE
+    # Where some success wrote without reading, reading is not needed.
+    known = successes([(a_task(), a_rollout(*blind.trajectory.turns, score=1.0))])
+    again = diagnose(a_task(), blind, known, told)
+    assert again is not None
+    assert again.failure_class is FailureClass.WRONG_PLAN
+
+
 def test_a_write_that_a_precondition_held_back_was_premature() -> None:
     held = a_turn(cancel(refusal("get_order first", guard="preconditions")))
     assert judged(a_rollout(held, DONE)) == ("unsafe write", 0)

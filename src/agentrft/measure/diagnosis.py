@@ -29,6 +29,7 @@ _ARGUMENTS = re.compile(
     re.IGNORECASE,
 )
 _ERROR = re.compile(r'\s*(?:error\b|\{\s*"error")', re.IGNORECASE)
+_NO_TOOL = re.compile(r"no (?:such )?tool|unknown tool", re.IGNORECASE)
 _CALL_MARKS = re.compile(r'<tool_call|<function|"arguments"\s*:|"tool_calls?"\s*:', re.IGNORECASE)
 _READS = re.compile(
     r"(?:get|list|find|search|read|look|fetch|query|show|count|view|check|describe|browse|open)"
@@ -142,9 +143,10 @@ def diagnose(
 ) -> Diagnosis | None:
     """Return the first decisive error of a rollout that did not solve its task.
 
-    `tools` are canonical; `writes` those that change something, else that is guessed: a tool that
-    successes call only after another one and whose name does not begin like a read. Whether a
-    rollout is solved is the caller's to say; None is for one whose record shows no model turn.
+    `tools` are canonical; `writes` those that change something: else all but the read-only ones,
+    else, if nobody said which these are, tools that successes call only after another one and whose
+    names do not begin like a read. Whether a rollout is solved is the caller's to say; None is for
+    one whose record shows no model turn.
     """
     trajectory = graded.trajectory
     if graded.outcome is Outcome.INFRASTRUCTURE_FAULT:
@@ -153,9 +155,10 @@ def diagnose(
         return _found(FailureClass.INFRASTRUCTURE, None, told)
     if not trajectory.turns:
         return None
-    case = _Case(
-        task=task, trajectory=trajectory, known=known, tools=task.tools or tools, writes=writes
-    )
+    offered = tools or task.tools
+    if not writes and any(tool.read_only for tool in offered):
+        writes = [tool.name for tool in offered if not tool.read_only]
+    case = _Case(task=task, trajectory=trajectory, known=known, tools=offered, writes=writes)
     return next(case.errors(), None) or case.ending()
 
 
@@ -282,7 +285,8 @@ class _Case:
     def _wrong_call(self, step: _Step, *, made_good: bool, last: int) -> Iterator[Diagnosis]:
         """Judge one call; `made_good` says that its tool answered in a later turn."""
         call, result, turn = step.call, step.result, step.turn
-        if call.name not in {tool.name for tool in self.tools}:
+        unknown = call.name not in {tool.name for tool in self.task.tools or self.tools}
+        if unknown or (result and result.is_error and _NO_TOOL.search(result.content)):
             if last <= turn:
                 told = f"no tool {call.name!r}: {_written(call)}"
                 yield _found(FailureClass.UNKNOWN_TOOL, turn, told)
@@ -325,16 +329,14 @@ class _Case:
         name = step.call.name
         if not self._is_write(name) or step.result is None or not _worked(step.result):
             return ""
-        if required := self.known.after.get(name):
-            return ", ".join(sorted(required - step.answered))
+        if name in self.known.after:
+            return ", ".join(sorted(self.known.after[name] - step.answered))
         reads = {tool.name for tool in self.tools} - set(self.writes)
         return "" if not reads or step.answered & reads else "anything was read"
 
     def _never_in_success(self, step: _Step) -> bool:
         """Whether no success of the family called this tool, and calling it was not just idle."""
-        usual = self.known.tools.get(self.task.family) if self.task.family else None
-        if self.task.family == ALL:
-            usual = self.known.tools.get(ALL)
+        usual = self.known.tools.get(self.task.family)
         if usual is None or step.call.name in usual:
             return False
         return self._is_write(step.call.name) or bool(self._not_done())
