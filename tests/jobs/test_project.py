@@ -256,3 +256,25 @@ def test_a_sibling_means_the_file_of_the_project_that_is_opened(tmp_path: Path) 
         folder = a_graded_project(tmp_path / name, lines.replace("NAME", name), graders)
         (folder / "price.py").write_text(f"PRICE = {name!r}\n")
         assert open_project(folder).grader.name == name
+
+
+def test_the_spec_folder_overlays_what_agent_toml_says(tmp_path: Path) -> None:
+    folder = a_project(tmp_path / "p")
+    plain = open_project(folder)
+    (folder / "spec" / "tools").mkdir(parents=True)
+    (folder / "spec" / "spec.toml").write_text("[guards]\ncoerce = true\n")
+    (folder / "spec" / "tools" / "get_loan.md").write_text("Find a loan.\n")
+    project = open_project(folder)
+    assert project.spec.guards.coerce
+    assert project.spec.sections == plain.spec.sections
+    shown = project.tools_shown(project.tasks("train")[0])
+    assert [tool.description for tool in shown if tool.name == "get_loan"] == ["Find a loan."]
+    assert project.tools == plain.tools
+
+
+def test_a_spec_for_a_tool_that_the_agent_has_not_is_named(tmp_path: Path) -> None:
+    folder = a_project(tmp_path / "p")
+    (folder / "spec" / "tools").mkdir(parents=True)
+    (folder / "spec" / "tools" / "get_lone.md").write_text("Find a loan.\n")
+    with pytest.raises(ConfigError, match="no tool 'get_lone'; did you mean 'get_loan'"):
+        open_project(folder)

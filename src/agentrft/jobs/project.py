@@ -3,6 +3,7 @@
 Reads files and imports the user's environment; knows nothing of models or training.
 """
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,10 @@ from agentrft.rollout.harness import visible_tools
 from agentrft.rollout.http_tools import combined_environment, http_environment
 from agentrft.store.codec import load_project_config
 from agentrft.store.datasets import read_demonstrations, read_tasks
+from agentrft.store.spec_files import read_spec
+
+SPEC_FOLDER = "spec"
+"""Beside `agent.toml`: what overlays it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +134,6 @@ def assembled(folder: Path, config: ProjectConfig, backends: OpenBackends) -> Pr
     """Put together what a config that was read describes."""
     code = ProjectCode(folder)
     reached = replace(backends(config), functions=code.grader)
-    system = _read_text(folder, config.system) if config.system else ""
     openers: list[OpenEnvironment] = []
     specs: tuple[ToolSpec, ...] = ()
     if config.environment:
@@ -146,9 +150,7 @@ def assembled(folder: Path, config: ProjectConfig, backends: OpenBackends) -> Pr
     return Project(
         folder=folder,
         config=config,
-        spec=AgentSpec(
-            sections=system_sections(system), limits=config.limits, decoding=config.decoding
-        ),
+        spec=_spec(folder, config, {spec.name for spec in specs}),
         open_environment=openers[0] if len(openers) == 1 else combined_environment(openers),
         grader=with_terms(build_grader(config.grader, backends=reached), config.reward),
         gold_grader=build_grader(config.gold_grader, "gold_grader", backends=reached)
@@ -160,6 +162,24 @@ def assembled(folder: Path, config: ProjectConfig, backends: OpenBackends) -> Pr
         tools=specs,
         backends=reached,
     )
+
+
+def plain_spec(folder: Path, config: ProjectConfig) -> AgentSpec:
+    """Return what `agent.toml` says of the spec, without the folder that overlays it."""
+    system = _read_text(folder, config.system) if config.system else ""
+    return AgentSpec(
+        sections=system_sections(system), limits=config.limits, decoding=config.decoding
+    )
+
+
+def _spec(folder: Path, config: ProjectConfig, tools: set[str]) -> AgentSpec:
+    spec = read_spec(folder / SPEC_FOLDER, plain_spec(folder, config))
+    known = tools | {tool.name for tool in config.tools}
+    for name in spec.tools.keys() - known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"its tools: {', '.join(sorted(known))}"
+        raise ConfigError(f"{folder / SPEC_FOLDER}: the agent has no tool {name!r}; {hint}")
+    return spec
 
 
 def _read_text(folder: Path, name: str) -> str:

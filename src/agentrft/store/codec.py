@@ -64,7 +64,7 @@ def load_config(kind: type[T], mapping: Mapping[str, Any], source: str) -> T:
     Raises ConfigError that names every wrong key or value by its dotted path, `source` first.
     """
     # JSON strictness is the right one for files: no "3" for 3, but a list is fine for a tuple.
-    text = json.dumps(_merged(_defaults(kind), mapping), default=str)
+    text = json.dumps(merged(_defaults(kind), mapping), default=str)
     try:
         return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
@@ -81,11 +81,11 @@ def load_project_config(path: Path, preset: str | None = None) -> ProjectConfig:
     Raises ConfigError for a missing or malformed file, unknown keys and unknown presets.
     """
     file = path / "agent.toml" if path.is_dir() else path
-    table = _read_toml(file)
+    table = read_toml(file)
     config = load_config(ProjectConfig, table, file.name)
     methods = table.get("methods", {})
     presets = {
-        name: load_config(Methods, _merged(methods, override), f"{file.name} [presets.{name}]")
+        name: load_config(Methods, merged(methods, override), f"{file.name} [presets.{name}]")
         for name, override in table.get("presets", {}).items()
     }
     if preset is not None and preset not in presets:
@@ -101,10 +101,11 @@ def load_server_config(home: Path) -> ServerConfig:
     Raises ConfigError for a malformed file and unknown keys.
     """
     file = home / "server.toml"
-    return load_config(ServerConfig, _read_toml(file) if file.exists() else {}, file.name)
+    return load_config(ServerConfig, read_toml(file) if file.exists() else {}, file.name)
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
+def read_toml(file: Path) -> dict[str, Any]:
+    """Return the table in a file. Raises ConfigError if it is missing or malformed."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -119,17 +120,18 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file.name} is not valid TOML: {error}") from error
 
 
-def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table with another one laid over it, table by table."""
+    result = dict(base)
     for key, value in override.items():
-        below = merged.get(key)
+        below = result.get(key)
         both_tables = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = (
-            _merged(cast(Mapping[str, Any], below), cast(Mapping[str, Any], value))
+        result[key] = (
+            merged(cast(Mapping[str, Any], below), cast(Mapping[str, Any], value))
             if both_tables
             else value
         )
-    return merged
+    return result
 
 
 def _defaults(kind: type) -> dict[str, Any]:
@@ -167,9 +169,12 @@ def _valid_keys(kind: type, path: tuple[int | str, ...]) -> list[str]:
 def _step(kind: Any, part: int | str) -> Any:
     """Return the type found under one key or index of a type."""
     if dataclasses.is_dataclass(kind):
-        return typing.get_type_hints(kind)[str(part)]
-    arguments = [a for a in typing.get_args(kind) if a not in (types.NoneType, Ellipsis)]
-    return arguments[-1]
+        found: Any = typing.get_type_hints(kind)[str(part)]
+    else:
+        found = [a for a in typing.get_args(kind) if a is not Ellipsis][-1]
+    if isinstance(found, types.UnionType):
+        found = next(a for a in typing.get_args(found) if a is not types.NoneType)
+    return found
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
