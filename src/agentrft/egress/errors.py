@@ -11,6 +11,14 @@ class NotSentError(EndpointError):
     """Nothing was sent: too large a request, or a circuit that is open."""
 
 
+class LeftAloneError(NotSentError):
+    """Most of an endpoint's last calls failed, so it is not called for a while."""
+
+    def __init__(self, where: str, left_s: float) -> None:
+        super().__init__(f"{where} is left alone for {left_s:.0f} s: most of its last calls failed")
+        self.left_s = left_s
+
+
 class AddressRefusedError(NotSentError):
     """The address policy forbids the address; the text goes on from the name of the URL."""
 

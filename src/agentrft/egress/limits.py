@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from agentrft.egress.errors import EndpointError, NotSentError
+from agentrft.egress.errors import EndpointError, LeftAloneError
 
 Clock = Callable[[], float]
 """Seconds that only grow."""
@@ -53,15 +53,13 @@ class Breaker:
 
     @contextmanager
     def watch(self, where: str) -> Iterator[None]:
-        """Run one call and learn from it. Raises NotSentError while open.
+        """Run one call and learn from it. Raises LeftAloneError while open.
 
         Any answer is a good outcome, even one the caller cannot use; no answer in time is a bad one.
         """
         if not self._admits():
             left_s = max((self._open_until or 0.0) - self._clock(), 0.0)
-            raise NotSentError(
-                f"{where} is left alone for {left_s:.0f} s: most of its last calls failed"
-            )
+            raise LeftAloneError(where, left_s)
         era = self._era
         try:
             yield
