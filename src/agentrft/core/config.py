@@ -259,8 +259,10 @@ class AdvisorConfig:
     """Of a grader that is code."""
     flip_share_model: float = 0.05
     """Of a grader that asks a model."""
-    families: int = 30
-    """Distinct tasks or families below which there is too little to measure."""
+    gold_agreement: float = 0.8
+    """Least rank correlation with the held-out grader."""
+    tasks: int = 30
+    """Distinct train tasks below which there is too little to measure."""
     detectable: float = 0.15
     """Largest acceptable minimum detectable paired effect of the holdout."""
     solved: float = 0.95
@@ -271,7 +273,6 @@ class AdvisorConfig:
     """Share of rollouts that fail mechanically, from which structure comes first."""
     mechanical_failures: float = 0.4
     """The same as a share of failures."""
-    headroom: float = 0.05
     hopeless_pass_1: float = 0.02
     hopeless_pass_8: float = 0.1
     hopeless_zero_share: float = 0.85

@@ -162,6 +162,22 @@ def diagnose(
     return next(case.errors(), None) or case.ending()
 
 
+def diagnoses(
+    rollouts: Sequence[tuple[Task, GradedTrajectory]],
+    tools: Sequence[ToolSpec],
+    *,
+    pass_threshold: float,
+    writes: Collection[str] = (),
+) -> list[Diagnosis | None]:
+    """Diagnose a sample by what its own successes have in common; None for each of those."""
+    solved = [_solved(graded, pass_threshold) for _, graded in rollouts]
+    known = successes([one for one, done in zip(rollouts, solved, strict=True) if done])
+    return [
+        None if done else diagnose(task, graded, known, tools, writes=writes)
+        for (task, graded), done in zip(rollouts, solved, strict=True)
+    ]
+
+
 def failure_mix(
     rollouts: Sequence[tuple[Task, GradedTrajectory]],
     tools: Sequence[ToolSpec],
@@ -170,26 +186,23 @@ def failure_mix(
     writes: Collection[str] = (),
 ) -> tuple[MixEntry, ...]:
     """Return the failure classes of a sample of rollouts, the most frequent first."""
-    solved = [(task, graded) for task, graded in rollouts if _solved(graded, pass_threshold)]
-    known = successes(solved)
-    classes: dict[FailureClass, list[tuple[GradedTrajectory, Diagnosis]]] = {}
+    seen = diagnoses(rollouts, tools, pass_threshold=pass_threshold, writes=writes)
+    found: dict[FailureClass, list[tuple[GradedTrajectory, Diagnosis]]] = {}
     of_task: dict[str, list[FailureClass | None]] = {}
-    for task, graded in rollouts:
-        seen: Diagnosis | None = None
-        if not _solved(graded, pass_threshold):
-            seen = diagnose(task, graded, known, tools, writes=writes)
-        of_task.setdefault(task.id, []).append(seen.failure_class if seen else None)
-        if seen:
-            classes.setdefault(seen.failure_class, []).append((graded, seen))
+    for (task, graded), diagnosis in zip(rollouts, seen, strict=True):
+        failure_class = diagnosis.failure_class if diagnosis else None
+        of_task.setdefault(task.id, []).append(failure_class)
+        if diagnosis:
+            found.setdefault(diagnosis.failure_class, []).append((graded, diagnosis))
     entries = [
         MixEntry(
             failure_class=failure_class.value,
-            rollouts=len(found),
+            rollouts=len(cases),
             share=rate({t: [one is failure_class for one in c] for t, c in of_task.items()}),
-            example=found[0][0].trajectory.id,
-            evidence=found[0][1].evidence,
+            example=cases[0][0].trajectory.id,
+            evidence=cases[0][1].evidence,
         )
-        for failure_class, found in classes.items()
+        for failure_class, cases in found.items()
     ]
     return tuple(sorted(entries, key=lambda entry: (-entry.rollouts, entry.failure_class)))
 

@@ -72,7 +72,7 @@ def pass_hat_k(passed: Mapping[str, Sequence[bool]], k: int) -> float:
     return _mean_over_tasks(passed, k, lambda n, c: math.comb(c, k) / math.comb(n, k))
 
 
-def rate(passed: Mapping[str, Sequence[bool]], *, level: float = 0.95) -> Estimate:
+def rate(passed: Values, *, level: float = 0.95) -> Estimate:
     """Return pass@1 with a Wilson interval at the effective sample size.
 
     The effective size is p(1-p) over the variance of the mean of task means: exactly the number of
