@@ -273,6 +273,8 @@ class AdvisorConfig:
     """Share of rollouts that fail mechanically, from which structure comes first."""
     mechanical_failures: float = 0.4
     """The same as a share of failures."""
+    headroom: float = 0.05
+    """Gain of the best of a few different specs that shows what a search may find."""
     hopeless_pass_1: float = 0.02
     hopeless_pass_8: float = 0.1
     hopeless_zero_share: float = 0.85
@@ -462,6 +464,11 @@ class ProjectConfig:
     methods: Methods = field(default_factory=Methods)
     presets: dict[str, Methods] = field(default_factory=dict[str, Methods])
     """Named alternatives to `methods`, e.g. `quick`."""
+
+    @property
+    def agent_model(self) -> str:
+        """The model that acts, as records and reports name it."""
+        return self.endpoint.model if self.endpoint else self.model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
