@@ -1,0 +1,224 @@
+"""What a search has rolled out: an append-only file that outlives the process at any moment.
+
+A line before a rollout opens its environment, another after the rollout is stored. What began and
+never ended was interrupted; it cost something and answers nothing.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from agentrft.core.errors import StoreError
+from agentrft.core.grade import GradedTrajectory, Outcome
+from agentrft.optimize.trials import SearchSplit, Spent
+from agentrft.store.codec import from_json, to_json
+
+ATTEMPTS = 2
+"""Tries of a rollout that infrastructure spoiled; the last one is the answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutKey:
+    """What makes two requests the same rollout."""
+
+    spec: str
+    """Hash."""
+    split: SearchSplit
+    task: str
+    seed: int
+    """Of the search."""
+    sample: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A line: an environment is about to be opened."""
+
+    line: Literal["begin"] = "begin"
+    key: RolloutKey
+    attempt: int
+    trajectory: str
+    purpose: str
+    clock_s: float
+    """Wall clock of the search so far, over all its processes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A line: the rollout is in the store."""
+
+    line: Literal["end"] = "end"
+    trajectory: str
+    lost: bool
+    """To infrastructure."""
+    sampled_tokens: int
+    observed_tokens: int
+    tool_calls: int
+    clock_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A line: one completion of plain text."""
+
+    line: Literal["ask"] = "ask"
+    question: str
+    """Hash."""
+    sample: int
+    text: str
+    sampled_tokens: int
+    observed_tokens: int
+    clock_s: float
+
+
+_KINDS: dict[str, type[Begun | Ended | Asked]] = {"begin": Begun, "end": Ended, "ask": Asked}
+
+
+class Ledger:
+    """The ledger of one search. One process writes it at a time."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read what is there. Raises StoreError for a line that nobody can read, but for the last."""
+        self._path, self._clock = path, clock
+        self._began = clock()
+        self._clock_s = 0.0
+        """Wall clock when the last process wrote last."""
+        self._begins = 0
+        self._running: set[str] = set()
+        self._begun: dict[str, Begun] = {}
+        self._ended: dict[str, Ended] = {}
+        self._attempts: dict[tuple[RolloutKey, int], str] = {}
+        self._asked: dict[tuple[str, int], Asked] = {}
+        for line in self._lines():
+            self._take(line)
+            self._clock_s = line.clock_s
+
+    @contextmanager
+    def rollout(
+        self, key: RolloutKey, attempt: int, trajectory: str, purpose: str
+    ) -> Iterator[Callable[[GradedTrajectory], None]]:
+        """Write that a rollout begins; call what this yields once it is stored."""
+        self._write(
+            Begun(
+                key=key,
+                attempt=attempt,
+                trajectory=trajectory,
+                purpose=purpose,
+                clock_s=self.seconds,
+            )
+        )
+        self._running.add(trajectory)
+        try:
+            yield self.end
+        finally:
+            self._running.discard(trajectory)
+
+    def end(self, graded: GradedTrajectory) -> None:
+        """Write that a rollout is in the store."""
+        trajectory = graded.trajectory
+        self._write(
+            Ended(
+                trajectory=trajectory.id,
+                lost=graded.outcome is Outcome.INFRASTRUCTURE_FAULT,
+                sampled_tokens=trajectory.sampled_tokens,
+                observed_tokens=trajectory.observed_tokens,
+                tool_calls=len(trajectory.tool_calls),
+                clock_s=self.seconds,
+            )
+        )
+
+    def ask(self, question: str, sample: int, text: str, *, sampled: int, observed: int) -> None:
+        """Write a completion."""
+        self._write(
+            Asked(
+                question=question,
+                sample=sample,
+                text=text,
+                sampled_tokens=sampled,
+                observed_tokens=observed,
+                clock_s=self.seconds,
+            )
+        )
+
+    def answer(self, key: RolloutKey) -> str | None:
+        """Return the trajectory that answers a request; None if it must be run."""
+        attempt = self.next_attempt(key)
+        if attempt == 0:
+            return None
+        last = self._ended[self._attempts[key, attempt - 1]]
+        return last.trajectory if attempt == ATTEMPTS or not last.lost else None
+
+    def next_attempt(self, key: RolloutKey) -> int:
+        """Return how many attempts of a request have ended."""
+        return next(n for n in range(ATTEMPTS + 1) if (key, n) not in self._attempts)
+
+    def completion(self, question: str, sample: int) -> str | None:
+        """Return a completion that is kept."""
+        asked = self._asked.get((question, sample))
+        return asked.text if asked else None
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """Trajectories that began and have no end, those that run now besides."""
+        return tuple(self._begun.keys() - self._ended.keys() - self._running)
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock of the search, over all its processes."""
+        return self._clock_s + self._clock() - self._began
+
+    def spent(self, *, reused: int) -> Spent:
+        """Return the totals."""
+        ended, asked = self._ended.values(), self._asked.values()
+        return Spent(
+            rollouts=len(ended),
+            interrupted=self._begins - len(ended) - len(self._running),
+            reused=reused,
+            questions=len(asked),
+            sampled_tokens=sum(line.sampled_tokens for line in (*ended, *asked)),
+            observed_tokens=sum(line.observed_tokens for line in (*ended, *asked)),
+            tool_calls=sum(line.tool_calls for line in ended),
+            seconds=self.seconds,
+            by_purpose=dict(Counter(self._begun[line.trajectory].purpose for line in ended)),
+        )
+
+    def _lines(self) -> Iterator[Begun | Ended | Asked]:
+        if not self._path.exists():
+            return
+        text = self._path.read_bytes()
+        whole, _, torn = text.rpartition(b"\n")
+        if torn:
+            # The process died while it wrote; what it wrote of had not begun or is run again.
+            with self._path.open("r+b") as file:
+                file.truncate(len(text) - len(torn))
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                kind = cast(dict[str, Any], json.loads(line))["line"]
+                yield from_json(_KINDS[kind], line)
+            except (ValueError, KeyError, StoreError) as error:
+                raise StoreError(
+                    f"{self._path} line {number} cannot be read: {error}; start a new run"
+                ) from error
+
+    def _write(self, line: Begun | Ended | Asked) -> None:
+        # Unbuffered: one write for a line, so that no kill leaves half of two.
+        with self._path.open("ab", buffering=0) as file:
+            file.write(to_json(line) + b"\n")
+        self._take(line)
+
+    def _take(self, line: Begun | Ended | Asked) -> None:
+        match line:
+            case Begun():
+                self._begins += 1
+                self._begun[line.trajectory] = line
+            case Ended():
+                begun = self._begun[line.trajectory]
+                self._ended[line.trajectory] = line
+                self._attempts[begun.key, begun.attempt] = line.trajectory
+            case Asked():
+                self._asked[line.question, line.sample] = line
