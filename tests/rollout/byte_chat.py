@@ -78,6 +78,9 @@ class ByteChat:
         message = Message(role="assistant", content=content, tool_calls=tuple(calls))
         return Read(message, tuple(failures))
 
+    def call_grammar(self, tools: Sequence[ToolSpec], *, first_turn_must_call: bool) -> str:
+        return ""
+
     def _messages(self, messages: Sequence[Message]) -> tuple[int, ...]:
         ids: list[int] = []
         for message in messages:

@@ -28,6 +28,9 @@ class SampleRequest:
     stop_token_ids: tuple[int, ...] = ()
     deadline_s: float | None = None
     """Seconds from now; what was sampled until then is returned."""
+    grammar: str = ""
+    """Lark as llguidance reads it: tokens are drawn among those it allows, stop tokens only where it
+    is complete. Empty forces nothing. Engines that can force none raise UserError; fakes ignore it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,9 @@ class Completion:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Of each token, under the distribution drawn from (after temperature and top-p), in nats."""
+    """Of each token, under the distribution drawn from, in nats: after grammar, temperature and top-p,
+    each renormalised. Under a grammar no trainer computes the same, so such rollouts are not trained
+    on."""
     finish_reason: FinishReason
     first_version: int
     last_version: int

@@ -5,8 +5,10 @@ writes is either a readable call, plain text or a parse failure; nothing it writ
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +18,7 @@ from agentrft.core.task import Message, ToolCall, ToolSpec
 from agentrft.core.trajectory import ParseFailure
 from agentrft.inference.calls import FORM, read_call
 from agentrft.inference.tokenizer import ChatTokenizer
+from agentrft.inference.turn_grammar import CallWriting, turn_grammar
 
 if TYPE_CHECKING:
     from renderers.base import ParsedToolCall, Renderer
@@ -78,10 +81,6 @@ class ChatRenderer:
         """Whether a call is a turn that is a JSON object, with nothing around it to tell it by."""
         self.marks = (*tokenizer.control_ids, *(t for t in TAGS if t not in tokenizer.control_ids))
         """Strings after which, in a completion, text may be anything but content."""
-
-    def tokenizer_json(self) -> str:
-        """Return the tokenizer, for whoever must know what each token spells."""
-        return self._tokenizer.as_json()
 
     def as_text(self) -> "ChatRenderer":
         """Return a renderer that reads completions as text alone: no calls, no reasoning."""
@@ -156,29 +155,59 @@ class ChatRenderer:
 
         Raises UserError for families that write calls in a way that cannot be begun.
         """
-        name = _ANY_TOOL if tool is None else tool.name
-        call = ToolCall(id="call_0", name=name, arguments="{}")
-        conversation = (
-            Message(role="user", content="?"),
-            Message(role="assistant", tool_calls=(call,)),
-        )
-        quoted = json.dumps(name, ensure_ascii=False)
-        try:
-            written = self.decode(self._action(conversation, ()))
-        except DataError:
-            written = ""
-        before, _, after = written.partition(quoted)
-        between, found, _ = after.rpartition("{}")
-        if not found:
+        if self._writing is None:
             raise UserError(
                 "this model's chat format cannot force a tool call; use tool_choice 'auto'"
             )
         # Without the blank before a value: models write it together with what follows.
-        opening = before.rstrip(" ")
+        opening = self._writing.before.rstrip(" ")
         if tool is not None:
-            arguments = self._tokenizer.escape(_arguments_opening(tool.parameters))
-            opening = f"{before}{self._tokenizer.escape(quoted)}{between}{arguments}"
+            name = json.dumps(tool.name, ensure_ascii=False)
+            escaped = (
+                self._tokenizer.escape(t) for t in (name, _arguments_opening(tool.parameters))
+            )
+            opening = self._writing.before + self._writing.between.join(escaped)
         return tuple(self._tokenizer.encode(opening))
+
+    def call_grammar(self, tools: Sequence[ToolSpec], *, first_turn_must_call: bool) -> str:
+        """Return the grammar of a turn: text, or calls as `demonstration` writes them.
+
+        Raises UserError for families whose calls cannot be forced and read, and for tools whose
+        schema cannot be.
+        """
+        if self._writing is None:
+            raise UserError(
+                "this model's chat format has no calls that can be forced; set decoding.grammar to "
+                "'off' or use a model whose format has them (SmolLM2, Qwen2.5, Qwen3, Llama-3)"
+            )
+        return turn_grammar(
+            self._writing, self._tokenizer.control_ids, tools, must_call=first_turn_must_call
+        )
+
+    @cached_property
+    def _writing(self) -> CallWriting | None:
+        """How this family writes calls, learnt from what it writes; None if it cannot read that."""
+        once, twice = self._around_calls(1), self._around_calls(2)
+        if len(once) != 3:
+            return None
+        before, between, after = once
+        joint = twice[2] if len(twice) == 5 else ""
+        return CallWriting(
+            before=before, between=between, joint=joint, after=after, bare=self.bare_calls
+        )
+
+    def _around_calls(self, count: int) -> list[str]:
+        """Return what is written around names and arguments; nothing where calls cannot be read."""
+        call = ToolCall(id="call_0", name=_ANY_TOOL, arguments="{}")
+        asked = Message(role="user", content="?")
+        try:
+            said = Message(role="assistant", tool_calls=(call,) * count)
+            action = self._action((asked, said), ())
+        except (DataError, UserError):
+            return []
+        read = [call.name for call in self.parse(action, ()).message.tool_calls]
+        written = self.decode(action[:-1])
+        return re.split(rf'"{_ANY_TOOL}"|{{}}', written) if read == [_ANY_TOOL] * count else []
 
     def demonstration(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec]

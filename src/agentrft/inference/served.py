@@ -27,9 +27,9 @@ from agentrft.inference.chat import (
 )
 from agentrft.inference.embedded.checkpoint import read_checkpoint
 from agentrft.inference.embedded.engine import EmbeddedEngine, SampledToken
-from agentrft.inference.embedded.grammar import Grammars
 from agentrft.inference.models import check_memory, resolve
 from agentrft.inference.renderer import ChatRenderer, load_renderer
+from agentrft.inference.turn_grammar import schema_grammar
 
 IDENTITY_BOUND = 0.05
 """Largest mean absolute difference from the trainer's canary logprobs, in nats."""
@@ -56,12 +56,11 @@ class ServedModel:
     engine: EmbeddedEngine
     renderer: ChatRenderer
     context_tokens: int
-    grammars: Grammars
 
     async def answer(self, request: ChatRequest) -> AsyncGenerator[ChatDelta | ChatEnd, None]:
         """Answer piece by piece. Raises UserError for what the model cannot do."""
         tools = () if request.tool_choice == "none" else request.tools
-        renderer, grammar = self.renderer, None
+        renderer, grammar = self.renderer, ""
         if request.schema is not None:
             if tools:
                 raise UserError(
@@ -69,7 +68,7 @@ class ServedModel:
                     "say tool_choice 'none'"
                 )
             renderer = renderer.as_text()
-            grammar = await asyncio.to_thread(self.grammars.of, request.schema)
+            grammar = schema_grammar(request.schema)
         prompt_ids = renderer.start(request.messages, tools)
         forced_ids = await self.forced(request, tools, prompt_ids)
         one_call = isinstance(request.tool_choice, ToolName) or not request.parallel_tool_calls
@@ -82,10 +81,10 @@ class ServedModel:
             most_calls=0 if not tools else 1 if one_call else None,
             call_id=f"call_{secrets.token_hex(8)}_",
         )
-        sample = self._sample(request, (*prompt_ids, *forced_ids))
+        sample = replace(self._sample(request, (*prompt_ids, *forced_ids)), grammar=grammar)
         sampled_tokens = cached_tokens = 0
         reason = FinishReason.STOP
-        stream = self.engine.stream(sample, top_logprobs=request.top_logprobs, grammar=grammar)
+        stream = self.engine.stream(sample, top_logprobs=request.top_logprobs)
         async with aclosing(stream) as drawn:
             async for piece in drawn:
                 if isinstance(piece, Completion):
@@ -202,10 +201,7 @@ async def open_model(
     except BaseException:
         await asyncio.to_thread(engine.close)
         raise
-    grammars = Grammars(renderer.tokenizer_json, engine.vocabulary, renderer.stop_token_ids)
-    return ServedModel(
-        engine=engine, renderer=renderer, context_tokens=context_tokens, grammars=grammars
-    )
+    return ServedModel(engine=engine, renderer=renderer, context_tokens=context_tokens)
 
 
 async def _prove(

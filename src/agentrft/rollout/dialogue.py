@@ -146,6 +146,13 @@ class Renderer(Protocol):
         """Read one completion; never raises for what the model wrote."""
         ...
 
+    def call_grammar(self, tools: Sequence[ToolSpec], *, first_turn_must_call: bool) -> str:
+        """Return the grammar of a turn: text, or calls of these tools that `parse` can read.
+
+        Raises UserError for a format or a schema that cannot be forced.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TokenSpeaker:
@@ -177,6 +184,7 @@ class TokenDialogue:
         self._prompt_ids = tuple(self._renderer.start(messages, tools))
         self._observation_ids = self._prompt_ids
         self._completion_ids: tuple[int, ...] = ()
+        self._grammars: dict[CallForm, str] = {"off": ""}
 
     @property
     def prompt_tokens(self) -> int:
@@ -184,7 +192,10 @@ class TokenDialogue:
         return len(self._prompt_ids)
 
     async def speak(self, request: TurnRequest) -> SpokenTurn:
-        """Sample a turn. Raises DialogueError if the engine fails or history was rendered again."""
+        """Sample a turn. Raises DialogueError if the engine fails or history was rendered again.
+
+        Raises UserError before anything is sampled if turns cannot be forced into the form.
+        """
         self._check_append_only()
         left_s = max(request.left_s, 0.0)
         sample = SampleRequest(
@@ -195,6 +206,7 @@ class TokenDialogue:
             seed=request.seed,
             stop_token_ids=self._renderer.stop_token_ids,
             deadline_s=left_s,
+            grammar=self._grammar(request.form),
         )
         with part("sampler"):
             async with asyncio.timeout(left_s + SAMPLER_GRACE_S):
@@ -233,6 +245,13 @@ class TokenDialogue:
             else:
                 self._observation_ids = tuple(extension)
                 self._prompt_ids = (*self._recorded, *self._observation_ids)
+
+    def _grammar(self, form: CallForm) -> str:
+        if form not in self._grammars:
+            self._grammars[form] = self._renderer.call_grammar(
+                self._tools, first_turn_must_call=form == "call_first"
+            )
+        return self._grammars[form]
 
     def _check_append_only(self) -> None:
         """Refuse a history that was rendered again instead of only what is new."""

@@ -19,8 +19,10 @@ from agentrft.core.protocols import Completion, SampleRequest
 from agentrft.core.task import Message, ToolSpec
 from agentrft.inference.chat import ChatEnd, ChatRequest
 from agentrft.inference.embedded.engine import SampledToken
-from agentrft.inference.embedded.grammar import where_allowed
+from agentrft.inference.embedded.grammar import Grammar, Grammars, where_allowed
 from agentrft.inference.served import ServedModel, open_model
+from agentrft.inference.tokenizer import ChatTokenizer
+from agentrft.inference.turn_grammar import schema_grammar
 
 VERDICT: Mapping[str, Any] = {
     "type": "object",
@@ -57,6 +59,11 @@ async def opened(base: Path) -> AsyncIterator[ServedModel]:
         yield model
     finally:
         await asyncio.to_thread(model.engine.close)
+
+
+def begun(base: Path, model: ServedModel, schema: Mapping[str, Any]) -> Grammar:
+    grammars = Grammars(lambda: ChatTokenizer(base).as_json(), model.engine.vocabulary)
+    return grammars.begin(schema_grammar(schema), model.renderer.stop_token_ids)
 
 
 def ask(base: Path, schema: Mapping[str, Any] | None, **options: Any) -> ChatRequest:
@@ -105,12 +112,11 @@ def test_logprobs_are_of_the_distribution_that_was_drawn_from(base: Path) -> Non
                 temperature=1.0,
                 seed=1,
                 stop_token_ids=model.renderer.stop_token_ids,
+                grammar=schema_grammar(VERDICT),
             )
-            drawn = model.engine.stream(
-                sample, top_logprobs=vocabulary, grammar=model.grammars.of(VERDICT)
-            )
+            drawn = model.engine.stream(sample, top_logprobs=vocabulary)
             tokens = [one async for one in drawn if isinstance(one, SampledToken)]
-            grammar = model.grammars.of(VERDICT)
+            grammar = begun(base, model, VERDICT)
             for token in tokens:
                 (allowed,) = grammar.allowed([])
                 assert allowed is not None
@@ -151,7 +157,7 @@ def test_a_wrong_guess_leaves_the_grammar_where_it_was(base: Path) -> None:
         async with opened(base) as model:
             written = model.renderer.encode('"right"')
             wrong = model.renderer.encode("}")[0]
-            grammar = model.grammars.of(CHOICE)
+            grammar = begun(base, model, CHOICE)
             for position, token in enumerate(written):
                 rest = [*written[position : position + 1], wrong, wrong]
                 first, after, *others = grammar.allowed(rest)
@@ -176,7 +182,7 @@ def test_without_a_grammar_logits_are_not_even_copied() -> None:
 def test_control_tokens_cannot_be_written_inside_a_text(base: Path) -> None:
     async def run() -> None:
         async with opened(base) as model:
-            grammar = model.grammars.of({"type": "string"})
+            grammar = begun(base, model, {"type": "string"})
             grammar.take(model.renderer.encode('"')[0])
             (allowed,) = grammar.allowed([])
             assert allowed is not None
@@ -226,7 +232,7 @@ def test_tools_and_a_schema_exclude_each_other(base: Path) -> None:
 def test_a_grammar_that_grows_beyond_its_limits_fails_its_own_answer_alone(base: Path) -> None:
     async def run() -> None:
         async with opened(base) as model:
-            grammar = model.grammars.of(CHOICE)
+            grammar = begun(base, model, CHOICE)
             grammar.take(model.renderer.encode("}")[0])
             assert grammar.failed
             sample = SampleRequest(prompt_ids=model.renderer.start(HI, ()), max_tokens=8, seed=1)

@@ -30,9 +30,10 @@ from agentrft.inference.embedded.backend import Backend, FusedBackend
 from agentrft.inference.embedded.cache import Chunk, Row
 from agentrft.inference.embedded.device import choose_threads
 from agentrft.inference.embedded.drafts import Drafts, Seen, contexts
-from agentrft.inference.embedded.grammar import Grammar, where_allowed
+from agentrft.inference.embedded.grammar import Grammar, Grammars, where_allowed
 from agentrft.inference.embedded.sampling import Likely, draw, likely, uniform
 from agentrft.inference.embedded.shape import FAMILIES, read_config
+from agentrft.inference.tokenizer import ChatTokenizer
 
 T = TypeVar("T")
 
@@ -182,6 +183,7 @@ class EmbeddedEngine:
         self._max_sequences = config.max_sequences
         self._threads = choose_threads(config.threads)
         self._backend = open_backend(folder, config, max_context_tokens)
+        self._grammars = Grammars(lambda: ChatTokenizer(folder).as_json(), self._backend.vocabulary)
         self._book = self._backend.book
         self._drafts = Drafts()
         self._version = 0
@@ -212,10 +214,11 @@ class EmbeddedEngine:
     async def sample(self, request: SampleRequest) -> Completion:
         """Draw a continuation; at the end of the context it finishes with `LENGTH`.
 
-        Raises SamplerError for a prompt that does not fit and for a failure of the engine.
+        Raises SamplerError for a prompt that does not fit and for a failure of the engine, UserError
+        for a grammar that cannot be forced.
         """
         reply = _Reply[Completion]()
-        self._post(self._call(request, reply))
+        self._post(await self._call(request, reply))
         return await reply.wait()
 
     @property
@@ -228,17 +231,15 @@ class EmbeddedEngine:
         request: SampleRequest,
         *,
         top_logprobs: int | None = None,
-        grammar: Grammar | None = None,
     ) -> AsyncGenerator[SampledToken | Completion, None]:
         """Draw as `sample` does and give out every token at once; the last item is the completion.
 
-        With `top_logprobs`, tokens carry the model's own logprobs and that many alternatives. With
-        `grammar`, tokens are drawn among those it allows, and their logprobs say so. Closing the
-        iterator cancels the request.
+        With `top_logprobs`, tokens carry the model's own logprobs, of no grammar, and that many
+        alternatives. Closing the iterator cancels the request.
         """
         feed = _Feed()
-        call = self._call(request, feed)
-        call.feed, call.top_logprobs, call.grammar = feed, top_logprobs, grammar
+        call = await self._call(request, feed)
+        call.feed, call.top_logprobs = feed, top_logprobs
         self._post(call)
         async with aclosing(feed.pieces()) as pieces:
             async for piece in pieces:
@@ -270,14 +271,20 @@ class EmbeddedEngine:
         self._thread.join()
         self._lanes.shutdown()
 
-    def _call(self, request: SampleRequest, reply: _Reply[Completion]) -> _Call:
+    async def _call(self, request: SampleRequest, reply: _Reply[Completion]) -> _Call:
         self._check(request)
         seconds = float("inf") if request.deadline_s is None else request.deadline_s
+        deadline = time.monotonic() + seconds
+        grammar = None
+        if request.grammar:
+            stops = request.stop_token_ids
+            grammar = await asyncio.to_thread(self._grammars.begin, request.grammar, stops)
         return _Call(
             request=request,
             reply=reply,
             ids=list(request.prompt_ids),
-            deadline=time.monotonic() + seconds,
+            deadline=deadline,
+            grammar=grammar,
         )
 
     def _check(self, request: SampleRequest) -> None:
@@ -294,6 +301,8 @@ class EmbeddedEngine:
                 f"temperature {request.temperature} must be at least 0 and top_p "
                 f"{request.top_p} in (0, 1]"
             )
+        if request.grammar and not request.stop_token_ids:
+            raise SamplerError("a grammar ends with a stop token; the request names none")
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         # One bad id would fail the whole batch it joins.
@@ -514,7 +523,7 @@ class EmbeddedEngine:
             call.grammar.take(token)
             if reason := call.grammar.failed:
                 self._leave(call)
-                call.reply.fail(SamplerError(f"the answer's JSON schema is too much: {reason}"))
+                call.reply.fail(SamplerError(f"the answer's grammar is too much: {reason}"))
                 return
         call.ids.append(token)
         call.logprobs.append(logprob)

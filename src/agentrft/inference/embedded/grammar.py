@@ -1,12 +1,11 @@
-"""Answers forced into a JSON schema: which tokens may come next. A thin cover of llguidance.
+"""Answers forced into a grammar: which tokens may come next. A thin cover of llguidance.
 
 Letters: S rows of logits, V vocabulary.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,14 +13,14 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
 
 from agentrft.core.errors import UserError
+from agentrft.inference.turn_grammar import first_line
 
-_MOST_SCHEMA_CHARACTERS = 100_000
-_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""One way to write it: blanks wherever they may stand are a place to get lost for a small model."""
+_MOST_GRAMMARS = 256
+"""Kept compiled: served chats may bring a schema each."""
 
 
 class Grammar:
-    """Where one answer stands in its schema. Not for two threads at once."""
+    """Where one answer stands in its grammar. Not for two threads at once."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: int, stop_ids: Sequence[int]) -> None:
         self._matcher = matcher
@@ -81,36 +80,36 @@ def where_allowed(
 
 
 class Grammars:
-    """Makes grammars for one tokenizer, which is read when the first is wanted: it takes a second."""
+    """Makes grammars for one tokenizer, which is read when the first is wanted.
 
-    def __init__(
-        self, tokenizer_json: Callable[[], str], vocabulary: int, stop_ids: Sequence[int]
-    ) -> None:
+    Compiling takes milliseconds and each text is compiled once; a copy takes microseconds.
+    """
+
+    def __init__(self, tokenizer_json: Callable[[], str], vocabulary: int) -> None:
         self._tokenizer_json = tokenizer_json
         self._vocabulary = vocabulary
-        self._stop_ids = list(stop_ids)
+        self._lock = threading.Lock()
+        self._tokenizer = lru_cache(self._read)
+        self._compiled = lru_cache(_MOST_GRAMMARS)(self._compile)
 
-    @cached_property
-    def _tokenizer(self) -> LLTokenizer:
+    def begin(self, grammar: str, stop_ids: tuple[int, ...]) -> Grammar:
+        """Return a grammar at its beginning. Raises UserError for a text that is none."""
+        with self._lock:
+            matcher = self._compiled(grammar, stop_ids).deep_copy()
+        return Grammar(matcher, self._vocabulary, stop_ids)
+
+    def _read(self, stop_ids: tuple[int, ...]) -> LLTokenizer:
         return LLTokenizer(
-            self._tokenizer_json(), n_vocab=self._vocabulary, eos_token=self._stop_ids
+            self._tokenizer_json(), n_vocab=self._vocabulary, eos_token=list(stop_ids)
         )
 
-    def of(self, schema: Mapping[str, Any]) -> Grammar:
-        """Return the grammar of a schema, at its beginning. Raises UserError if it has none."""
-        text = json.dumps(schema)
-        if len(text) > _MOST_SCHEMA_CHARACTERS:
-            raise UserError(
-                f"the JSON schema has {len(text)} characters; at most {_MOST_SCHEMA_CHARACTERS} "
-                "are read"
-            )
+    def _compile(self, grammar: str, stop_ids: tuple[int, ...]) -> LLMatcher:
         matcher = LLMatcher(
-            self._tokenizer,
-            LLMatcher.grammar_from_json_schema(text, overrides=_STYLE),
+            self._tokenizer(stop_ids),
+            grammar,
             log_level=0,
             limits=LLParserLimits(verbose_errors=False),
         )
         if matcher.is_error():
-            reason = matcher.get_error().strip().splitlines()[0]
-            raise UserError(f"the JSON schema cannot be forced: {reason}")
-        return Grammar(matcher, self._vocabulary, self._stop_ids)
+            raise UserError(f"the answer cannot be forced: {first_line(matcher.get_error())}")
+        return matcher
