@@ -87,7 +87,7 @@ def _look_ups(order_id: str, trajectory: Trajectory) -> tuple[bool, bool]:
     looked_up, blind = not order_id, False
     for turn in trajectory.turns:
         wrote = any(
-            result.name in _WRITES and result.content.startswith("ok")
+            result.name in _WRITES and result.content.startswith("ok") and not result.guard
             for result in turn.tool_results
         )
         blind = blind or (wrote and not looked_up)
@@ -102,10 +102,15 @@ def _look_ups(order_id: str, trajectory: Trajectory) -> tuple[bool, bool]:
 
 
 def replayed(row: Mapping[str, Any], trajectory: Trajectory) -> tuple[tuple[str, str, str], ...]:
-    """Return the changes that the rollout's successful calls make to a fresh shop."""
+    """Return the changes that the rollout's successful calls make to a fresh shop.
+
+    A call that a guard answered in the tool's place changed nothing.
+    """
     shop = Shop(row["shop"])
     succeeded = {
-        result.call_id for result in trajectory.tool_results if result.content.startswith("ok")
+        result.call_id
+        for result in trajectory.tool_results
+        if result.content.startswith("ok") and not result.guard
     }
     for call in trajectory.tool_calls:
         if call.id in succeeded:

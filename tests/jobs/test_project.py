@@ -12,7 +12,7 @@ from agentrft.graders.backends import Backends
 from agentrft.graders.function import FunctionGrader
 from agentrft.jobs.project import Project, open_project
 from agentrft.jobs.starter import write_starter
-from agentrft.rollout.harness import visible_tools
+from agentrft.rollout.harness import Harness, visible_tools
 
 
 def a_project(folder: Path, *, tools: str | None = None, toml: str | None = None) -> Path:
@@ -267,7 +267,8 @@ def test_the_spec_folder_overlays_what_agent_toml_says(tmp_path: Path) -> None:
     project = open_project(folder)
     assert project.spec.guards.coerce
     assert project.spec.sections == plain.spec.sections
-    shown = project.tools_shown(project.tasks("train")[0])
+    task = project.tasks("train")[0]
+    shown = Harness(project.spec).session(task, project.offered(task)).tools
     assert [tool.description for tool in shown if tool.name == "get_loan"] == ["Find a loan."]
     assert project.tools == plain.tools
 

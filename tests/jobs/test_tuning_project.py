@@ -53,7 +53,7 @@ def test_without_tools_the_calls_of_a_row_end_the_rollout(tmp_path: Path) -> Non
     spec = ToolSpec(name="look", description="", parameters={"type": "object"})
     task = Task(id="t", messages=some_tasks(1)[0].messages, tools=(spec,))
     assert project.open_environment(task, "trace_1").tool_specs() == (spec,)
-    assert project.tools_shown(task) == (spec,)
+    assert project.offered(task) == (spec,)
     assert project.spec.limits.max_turns == 1
 
 

@@ -23,7 +23,6 @@ from agentrft.jobs.project_code import ProjectCode
 from agentrft.rollout.dialogue import Speaker
 from agentrft.rollout.environment import python_environment, tool_specs
 from agentrft.rollout.episode import RolloutSetup
-from agentrft.rollout.harness import visible_tools
 from agentrft.rollout.http_tools import combined_environment, http_environment
 from agentrft.store.codec import load_project_config
 from agentrft.store.datasets import read_demonstrations, read_tasks
@@ -73,10 +72,9 @@ class Project:
         path = self.folder / self.config.data.demonstrations
         return read_demonstrations(path, numbered=self.numbered_rows)
 
-    def tools_shown(self, row: Task | Demonstration) -> tuple[ToolSpec, ...]:
-        """Return the tools that the model is told about in this row, as a rollout would."""
-        task = Task(id=row.id, messages=row.messages, tools=row.tools)
-        return visible_tools(self.tools or row.tools, task, self.spec.tools)
+    def offered(self, row: Task | Demonstration) -> tuple[ToolSpec, ...]:
+        """Return the tools that a rollout of this row may be offered, under their own names."""
+        return self.tools or row.tools
 
     def setup(self, speaker: Speaker) -> RolloutSetup:
         """Join the project with a model, at policy version 0."""

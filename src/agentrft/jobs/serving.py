@@ -18,7 +18,7 @@ from agentrft.jobs.context import Job
 from agentrft.jobs.project import Project
 from agentrft.rollout.dialogue import Renderer, TokenSpeaker
 from agentrft.rollout.episode import RolloutSetup
-from agentrft.rollout.harness import prompt_messages
+from agentrft.rollout.harness import Harness
 from agentrft.store.home import Home
 from agentrft.training.checkpoint import verify_checkpoint
 from agentrft.training.trainer import LocalTrainer, LossName
@@ -109,18 +109,13 @@ class ServedModel:
 
     def _canaries(self) -> Sequence[tuple[int, ...]]:
         """Whole demonstrations, which the policy finds likely, or prompts if there are none."""
-        project, system = self.project, self.project.spec.system
-        if shown := project.demonstrations()[:CANARIES]:
-            return [
-                self.renderer.demonstration(
-                    prompt_messages(system, row.messages), project.tools_shown(row)
-                )[0]
-                for row in shown
-            ]
-        return [
-            self.renderer.start(prompt_messages(system, row.messages), project.tools_shown(row))
-            for row in project.tasks("train")[:CANARIES]
-        ]
+        project, harness = self.project, Harness(self.project.spec)
+        if rows := project.demonstrations()[:CANARIES]:
+            shown = [harness.demonstration(row, project.offered(row)) for row in rows]
+            return [self.renderer.demonstration(one.messages, one.tools)[0] for one in shown]
+        tasks = project.tasks("train")[:CANARIES]
+        sessions = [harness.session(task, project.offered(task)) for task in tasks]
+        return [self.renderer.start(session.prompt, session.tools) for session in sessions]
 
 
 class OpenModel(Protocol):

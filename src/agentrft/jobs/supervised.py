@@ -19,7 +19,7 @@ from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.following import Follower, StepResult, ValidationLines
 from agentrft.jobs.project import Project
 from agentrft.jobs.serving import DemonstrationRenderer
-from agentrft.rollout.harness import prompt_messages
+from agentrft.rollout.harness import Harness
 from agentrft.training.credit import imitation
 
 T = TypeVar("T")
@@ -117,23 +117,29 @@ def rendered(
     Those that keep nothing to imitate are left out.
     """
     samples: list[Sample] = []
+    harness = Harness(project.spec)
     for demonstration in demonstrations:
-        messages = prompt_messages(project.spec.system, demonstration.messages)
-        tools = project.tools_shown(demonstration)
-        token_ids, action_mask = renderer.demonstration(messages, tools)
-        mask = list(imitated(action_mask, demonstration.imitated))[:longest]
+        seen = harness.demonstration(demonstration, project.offered(demonstration))
+        token_ids, action_mask = renderer.demonstration(seen.messages, seen.tools)
+        own = imitated(action_mask, demonstration.imitated, before=seen.shown)
+        mask = list(own)[:longest]
         if any(mask):
             samples.append(imitation(token_ids[:longest], mask, demonstration.id))
     return samples
 
 
-def imitated(action_mask: Sequence[bool], wanted: Sequence[bool]) -> Iterator[bool]:
-    """Leave out the assistant messages that are not wanted; each is one run of True in the mask."""
-    messages, before = -1, False
+def imitated(
+    action_mask: Sequence[bool], wanted: Sequence[bool], *, before: int = 0
+) -> Iterator[bool]:
+    """Leave out assistant messages that are not wanted, and those `before` the demonstration's own.
+
+    Each message is one run of True in the mask; `wanted` empty means all.
+    """
+    messages, inside = -1 - before, False
     for action in action_mask:
-        messages += action and not before
-        before = action
-        yield action and (not wanted or wanted[messages])
+        messages += action and not inside
+        inside = action
+        yield action and messages >= 0 and (not wanted or wanted[messages])
 
 
 def shuffled_batch(items: Sequence[T], step: int, size: int, seed: int) -> list[T]:

@@ -8,10 +8,11 @@ grader.
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from agentrft.core.call_thread import in_thread
@@ -32,13 +33,16 @@ from agentrft.core.trajectory import (
 )
 from agentrft.rollout.deadline import within
 from agentrft.rollout.dialogue import Dialogue, DialogueError, Speaker, TurnRequest, begun
-from agentrft.rollout.harness import Admission, Harness, Session, prompt_messages
+from agentrft.rollout.guards import Admission, seen
+from agentrft.rollout.harness import Harness, Session, prompt_messages
 
 T = TypeVar("T")
 
 GRADER_TIMEOUT_S = 630.0
 """Wall clock of grading one rollout; beyond the 600 s of a grader by URL, which says more."""
 CLOSE_TIMEOUT_S = 30.0
+RETRY_WAIT_S = 0.5
+"""Before a failed tool is called again; doubled each time."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ class RolloutSetup:
     """Held out: its grade is recorded beside the grader's."""
     second_grader: Grader | None = None
     """The grader with another model behind it; recorded likewise."""
+    wait: Callable[[float], Awaitable[None]] = asyncio.sleep
+    """Sleeps between retries, in seconds."""
     harness: Harness = field(init=False)
     """The policy's spec, made ready."""
 
@@ -141,6 +147,8 @@ class _Episode:
         self.id = trace_id(setup, task, seed)
         self.prompt = prompt_messages(self.spec.system, task.messages)
         self.turns: list[Turn] = []
+        self.told_to_answer: _Stop | None = None
+        """Set for the model's last turn: what the rollout ends with if it calls a tool again."""
         self.tools_s = 0.0
         self.started_at = time.time()
         self._started = time.monotonic()
@@ -196,16 +204,10 @@ class _Episode:
                 return stop
             if not await self._answer_calls(environment, session, turn):
                 return self._out_of_time()
-            turns_left = self.limits.max_turns - len(self.turns)
-            if turns_left <= 0:
+            if self._turns_left <= 0:
                 return self._over(StopReason.MAX_TURNS, len(self.turns))
-            answers = session.answers(
-                self.turns[-1].tool_results,
-                turns_left=turns_left,
-                calls_left=self.limits.max_tool_calls - self._calls,
-            )
             with _dialogue():
-                dialogue.hear(said, answers)
+                dialogue.hear(said, session.answers(self.turns[-1].tool_results))
 
     def _budget(self, prompt_tokens: int) -> tuple[int, StopReason]:
         """How many tokens the next turn may sample, and which limit it is that binds."""
@@ -281,6 +283,10 @@ class _Episode:
     def _calls(self) -> int:
         return sum(len(turn.message.tool_calls) for turn in self.turns)
 
+    @property
+    def _turns_left(self) -> int:
+        return self.limits.max_turns - len(self.turns)
+
     def _stop_after(self, turn: Turn, bound: StopReason) -> _Stop | None:
         """Whether this turn ends the rollout before any tool runs."""
         if turn.finish_reason is FinishReason.DEADLINE:
@@ -292,6 +298,10 @@ class _Episode:
             return self._over(bound, used)
         if not turn.message.tool_calls and not turn.parse_failures:
             return StopReason.FINISHED, None
+        if self.told_to_answer:
+            return self.told_to_answer
+        if self.limits.final_answer and self._turns_left <= 0:
+            return self._over(StopReason.MAX_TURNS, len(self.turns))
         if self._calls > self.limits.max_tool_calls:
             return self._over(StopReason.MAX_TOOL_CALLS, self._calls)
         return None
@@ -304,8 +314,10 @@ class _Episode:
         deadline = asyncio.timeout(self.left_s())
         try:
             async with deadline:
-                calls = [self._call(environment, session, admission) for admission in admitted]
-                results = tuple(await in_order(calls))
+                ran = await in_order([self._call(environment, one) for one in admitted])
+            results = tuple(
+                session.shown(one.call, result) for one, result in zip(admitted, ran, strict=True)
+            )
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -327,30 +339,70 @@ class _Episode:
             self.turns[-1] = replace(
                 turn,
                 message=replace(turn.message, tool_calls=run),
-                tool_results=(*results, *unreadable),
+                tool_results=self._with_remark((*results, *unreadable)),
                 tools_s=tools_s,
             )
         return True
 
-    async def _call(
-        self, environment: Environment, session: Session, admission: Admission
-    ) -> ToolResult:
+    async def _call(self, environment: Environment, admission: Admission) -> ToolResult:
         call, started_s = admission.call, self.elapsed_s()
         if admission.answer is not None:
-            return replace(session.shown(call, admission.answer), started_s=started_s)
-        limit_s = self.limits.tool_timeout_s
-        where = f"tool {call.name!r}"
-        late = ToolError(f"{where} gave no result in {limit_s:g} s (limits.tool_timeout_s)")
-        with _attributed(ToolError, where):
-            async with within(limit_s, late):
-                result = await environment.call_tool(call)
-        result = replace(
+            return replace(admission.answer, started_s=started_s)
+        with _attributed(ToolError, f"tool {call.name!r}"):
+            result = await self._run(environment, call)
+        return replace(
             result,
             repairs=admission.repairs,
             started_s=started_s,
             duration_s=self.elapsed_s() - started_s,
         )
-        return session.shown(call, result)
+
+    async def _run(self, environment: Environment, call: ToolCall) -> ToolResult:
+        """Run a call, again if the tool fails; a server tells the attempts by trace and call id."""
+        limit_s, where = self.limits.tool_timeout_s, f"tool {call.name!r}"
+        late = ToolError(f"{where} gave no result in {limit_s:g} s (limits.tool_timeout_s)")
+        for attempt in range(self.limits.transient_retries):
+            try:
+                with boundary(ToolError, where):
+                    async with within(limit_s, late):
+                        return await environment.call_tool(call)
+            except ToolError as error:
+                if error is late:
+                    raise  # It may still be running, and a second one would run beside it.
+                _log.info("%s: attempt %d: %s", self.id, attempt + 1, error)
+            await self.setup.wait(RETRY_WAIT_S * 2**attempt)
+        async with within(limit_s, late):
+            return await environment.call_tool(call)
+
+    def _with_remark(self, results: tuple[ToolResult, ...]) -> tuple[ToolResult, ...]:
+        """Put what the limits have to say under the last result of a turn."""
+        if not results or self._turns_left <= 0:
+            return results
+        calls_left = self.limits.max_tool_calls - self._calls
+        self.told_to_answer = self._last_turn(results, calls_left)
+        if self.told_to_answer:
+            remark = "(Answer now, with what you know: no more tool calls are run.)"
+        elif self.limits.show_remaining:
+            remark = f"({_count(calls_left, 'tool call')}, {_count(self._turns_left, 'turn')} left)"
+        else:
+            return results
+        last = replace(results[-1], shown=f"{seen(results[-1])}\n{remark}")
+        return (*results[:-1], last)
+
+    def _last_turn(self, results: tuple[ToolResult, ...], calls_left: int) -> _Stop | None:
+        """Say what the rollout ends with if the next turn is no answer; None if it may go on."""
+        limits = self.limits
+        before = (result for turn in self.turns for result in turn.tool_results)
+        everything = [*before, *results]
+        refused = sum(1 for _ in takewhile(lambda result: result.is_error, reversed(everything)))
+        if 0 < limits.argument_errors <= refused:
+            message = f"argument_errors: {refused} in a row, {limits.argument_errors} allowed"
+            return StopReason.MAX_TOOL_CALLS, _models_own("limits", message)
+        if limits.final_answer and calls_left <= 0:
+            return self._over(StopReason.MAX_TOOL_CALLS, self._calls)
+        if limits.final_answer and self._turns_left == 1:
+            return self._over(StopReason.MAX_TURNS, limits.max_turns)
+        return None
 
     def _with_unique_ids(self, message: Message) -> Message:
         """Models and parsers count calls per turn; servers and records need ids per rollout."""
@@ -417,8 +469,14 @@ async def in_order(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         return list(await asyncio.gather(*tasks))
     finally:
         for task in tasks:
-            task.cancel()
+            # Asked twice, a task would be torn out of its own cleaning up.
+            if not task.cancelling():
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def trace_id(setup: RolloutSetup, task: Task, seed: int) -> str:

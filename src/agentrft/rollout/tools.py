@@ -110,7 +110,7 @@ class PythonTool:
 
     def _expected(self) -> str:
         parts = [
-            f"{name}: {_type_word(argument.schema)}{'' if argument.required else ' (optional)'}"
+            f"{name}: {type_word(argument.schema)}{'' if argument.required else ' (optional)'}"
             for name, argument in self.arguments.items()
         ]
         return f"expected {{{', '.join(parts)}}}" if parts else "it takes no arguments, write {}"
@@ -241,10 +241,12 @@ def _compact(schema: Any, definitions: Mapping[str, Any], where: str, depth: int
     return compact
 
 
-def _type_word(schema: Mapping[str, Any]) -> str:
+def type_word(schema: Mapping[str, Any]) -> str:
+    """Return the type of a value as an error names it."""
     if "enum" in schema:
         return " or ".join(json.dumps(value, ensure_ascii=False) for value in schema["enum"])
-    return str(schema.get("type", "any"))
+    kind = schema.get("type", "any")
+    return " or ".join(cast(list[str], kind)) if isinstance(kind, list) else str(kind)
 
 
 _SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns|Raises|Yields|Examples?|Notes?):\s*$")
