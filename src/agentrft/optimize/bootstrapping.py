@@ -1,0 +1,210 @@
+"""Demonstrations to show: the user's own, and solved rollouts of feedback tasks cut to what decided.
+
+Never of a dev or holdout task: what is shown must not be what is measured.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+from agentrft.core.grade import GradedTrajectory
+from agentrft.core.spec import AgentSpec, Shown
+from agentrft.core.task import Demonstration, Message, Task
+from agentrft.measure.diagnosis import FailureClass
+from agentrft.optimize.edits import both, decoding, roomier
+from agentrft.optimize.evidence import answered, evidence
+from agentrft.optimize.leaks import withheld
+from agentrft.optimize.problem import Known
+from agentrft.optimize.trials import BudgetSpentError, TrialRequest, passed
+from agentrft.optimize.variants import Change, Knob, Level
+
+POOL = 128
+"""Demonstrations of a spec, at most: every variant hashes them all."""
+ENOUGH = 8
+"""Distinct demonstrations from which no rollout is spent on more."""
+ROUND, ROUNDS = 32, 4
+"""Rollouts of a round on failed feedback tasks, and rounds at most; one without a success ends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrapping:
+    """Shows some of them before the task's own messages."""
+
+    async def knobs(self, known: Known) -> Sequence[Knob]:
+        """Return one knob, or none without a demonstration."""
+        pool = own_pool(known)
+        if len(pool) < ENOUGH:
+            pool = (*pool, *await _more(known, pool))
+        ordered = in_order(pool, known)[:POOL]
+        levels = tuple(_levels(ordered))
+        return (
+            (
+                Knob(
+                    name="demonstrations",
+                    levels=levels,
+                    treats=tuple(c for c in FailureClass if c is not FailureClass.INFRASTRUCTURE),
+                    source="demonstrations",
+                    costs=True,
+                ),
+            )
+            if levels
+            else ()
+        )
+
+
+def own_pool(known: Known) -> tuple[Demonstration, ...]:
+    """Return the user's demonstrations, then the shortest success of each solved feedback task."""
+    splits = known.problem.splits
+    kept_back = withheld((*splits.dev, *splits.holdout))
+    given = tuple(one for one in known.problem.demonstrations if not kept_back.holds(one))
+    taken = {one.id for one in given}
+    own = of_rollouts(evidence(known).solved, taken)
+    return (*given, *(one for one in own if not kept_back.holds(one)))
+
+
+def demonstration(task: Task, graded: GradedTrajectory) -> Demonstration:
+    """Cut a solved rollout to its decisive steps: calls that were answered, each once, and the end."""
+    trajectory = graded.trajectory
+    messages = [message for message in task.messages if message.role not in ("system", "developer")]
+    made: set[tuple[str, str]] = set()
+    for place, turn in enumerate(trajectory.turns):
+        kept = [
+            (call, result)
+            for call, result in answered(turn)
+            if (call.name, call.arguments) not in made
+        ]
+        made.update((call.name, call.arguments) for call, _ in kept)
+        if not kept and place < len(trajectory.turns) - 1:
+            continue
+        messages.append(replace(turn.message, tool_calls=tuple(call for call, _ in kept)))
+        messages += (
+            Message(role="tool", content=r.content, tool_call_id=r.call_id, name=r.name)
+            for _, r in kept
+        )
+    return Demonstration(id=task.id, messages=tuple(messages), family=task.family)
+
+
+def in_order(pool: Sequence[Demonstration], known: Known) -> tuple[Demonstration, ...]:
+    """Take families in turn, those that fail most first, and of each its shortest first.
+
+    So whatever takes the first few shows different things.
+    """
+    failures = Counter(task.family for task, _ in evidence(known).failed)
+    families: dict[str, list[Demonstration]] = {}
+    for one in sorted(pool, key=lambda d: (characters(d), d.id)):
+        families.setdefault(one.family, []).append(one)
+    names = sorted(families, key=lambda family: (-failures[family], family))
+    turns = max((len(members) for members in families.values()), default=0)
+    return tuple(
+        families[name][turn]
+        for turn in range(turns)
+        for name in names
+        if turn < len(families[name])
+    )
+
+
+def characters(one: Demonstration) -> int:
+    """Return the length of a demonstration as the model reads it, marks around messages included."""
+    return sum(
+        len(m.content) + sum(len(json.dumps([c.name, c.arguments])) + 40 for c in m.tool_calls) + 40
+        for m in one.messages
+    )
+
+
+def showing(count: int, selection: str, pool: Sequence[Demonstration]) -> Change:
+    """Return the change that shows so many, with room for the longest that may be picked."""
+    longest = sum(sorted((characters(one) for one in pool), reverse=True)[:count])
+
+    def change(spec: AgentSpec) -> AgentSpec:
+        match selection:
+            case "nearest":
+                shown = Shown(count=count, selection="nearest", pool=tuple(pool))
+            case "covering":
+                shown = Shown(count=count, selection="covering", pool=tuple(pool))
+            case _:
+                shown = Shown(count=count, pool=tuple(pool[:count]))
+        return replace(spec, shown=shown)
+
+    return both(change, roomier(longest))
+
+
+def _levels(pool: Sequence[Demonstration]) -> list[Level]:
+    families = len({one.family for one in pool})
+    wanted = [
+        (3, "nearest", len(pool) > 3),
+        (6, "nearest", len(pool) >= 12),
+        (min(families, 6), "covering", families > 3),
+        (3, "static", len(pool) >= 3),
+        (2, "nearest", 3 <= len(pool) < 12),
+        (2, "static", 2 <= len(pool) < 12),
+        (1, "static", 1 <= len(pool) < 12),
+    ]
+    why = f"{len(pool)} demonstrations of {families} families"
+    return [
+        Level(name=f"{n} {selection}", change=showing(n, selection, pool), why=why)
+        for n, selection, possible in wanted
+        if possible
+    ]
+
+
+async def _more(known: Known, pool: Sequence[Demonstration]) -> tuple[Demonstration, ...]:
+    """Try failed feedback tasks again at temperature 1, families in turn, while that gets somewhere."""
+    spec = decoding(temperature=1.0)(known.problem.baseline)
+    tries = Counter(task.id for task, _ in known.rollouts)
+    have = {one.id for one in pool}
+    solved: list[tuple[Task, GradedTrajectory]] = []
+    for _ in range(ROUNDS):
+        waiting = [task for task in _failed_tasks(known) if task.id not in have][:ROUND]
+        requests = [
+            TrialRequest(
+                spec=spec,
+                split="feedback",
+                task=task,
+                sample=tries[task.id] + again,
+                purpose="bootstrap",
+            )
+            for again in range(ROUND // max(1, len(waiting)))
+            for task in waiting
+        ]
+        try:
+            graded = await known.trials.roll_out(requests)
+        except BudgetSpentError as spent:
+            known.told(f"no more demonstrations: {spent}")
+            break
+        tries.update(request.task.id for request in requests)
+        more = [
+            (request.task, one)
+            for request, one in zip(requests, graded, strict=True)
+            if passed(one, known.problem.pass_threshold)
+        ]
+        solved += more
+        have |= {task.id for task, _ in more}
+        if not more or len(have) >= ENOUGH:
+            break
+    known.told(
+        f"demonstrations: {len(solved)} of {tries.total() - len(known.rollouts)} more rollouts of "
+        "failed feedback tasks solved theirs"
+    )
+    return of_rollouts(solved, {one.id for one in pool})
+
+
+def _failed_tasks(known: Known) -> list[Task]:
+    """Return feedback tasks that failed, families in turn."""
+    families: dict[str, list[Task]] = {}
+    for task in {task.id: task for task, _ in evidence(known).failed}.values():
+        families.setdefault(task.family, []).append(task)
+    return [t for turn in zip_longest(*families.values()) for t in turn if t is not None]
+
+
+def of_rollouts(
+    solved: Sequence[tuple[Task, GradedTrajectory]], without: Collection[str]
+) -> tuple[Demonstration, ...]:
+    """Return the shortest demonstration of each of these tasks."""
+    shortest: dict[str, Demonstration] = {}
+    for task, graded in solved:
+        one = demonstration(task, graded)
+        if characters(one) < characters(shortest.get(task.id, one)) or task.id not in shortest:
+            shortest[task.id] = one
+    return tuple(one for name, one in shortest.items() if name not in without)
