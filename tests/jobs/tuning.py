@@ -28,10 +28,10 @@ from agentrft.graders.backends import Backends
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.fine_tuning import LeasedJob
 from agentrft.jobs.project import Project
-from agentrft.jobs.serving import ServedModel
+from agentrft.jobs.serving import OpenWeights, ServedModel
 from agentrft.store.home import Home
+from agentrft.training.credit import LossName
 from agentrft.training.recording import RecordingTrainer
-from agentrft.training.trainer import LossName
 
 PROJECT = "proj_1"
 GRADER: Mapping[str, Any] = {
@@ -89,7 +89,7 @@ class FakeModel:
 
     @contextmanager
     def __call__(self, project: Project, home: Home, *, trained: bool) -> Iterator[ServedModel]:
-        yield ServedModel(
+        yield OpenWeights(
             renderer=DemonstrationChat(),
             sampler=ScriptedSampler(self.script, before=self.before),
             project=project,

@@ -13,7 +13,8 @@ import torch
 from tiny_training import config, perturbed, samples, tiny_model
 
 from agentrft.core.sample import Sample
-from agentrft.training.trainer import LocalTrainer, LossName
+from agentrft.training.credit import LossName
+from agentrft.training.trainer import LocalTrainer
 
 LOSSES = {"policy_gradient": naive_rl.policy_gradient, "cross_entropy": naive_rl.cross_entropy}
 

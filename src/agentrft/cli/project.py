@@ -67,10 +67,12 @@ def improve(
     """Run all stages: measure, warm start, reinforce, measure again, report."""
     from agentrft.core.run import Method
     from agentrft.jobs.improve import improve as run_improve
+    from agentrft.jobs.serving import require_weights
     from agentrft.measure.report import terminal
 
-    opened = _open_project(home, project, config, preset, unsafe_graders)
-    result = _run(
+    opened = opened_project(home, project, config, preset, unsafe_graders)
+    require_weights(opened.project.config)
+    result = run_job(
         opened,
         Method.IMPROVE,
         seed,
@@ -102,11 +104,13 @@ def train(
     from agentrft.core.errors import ConfigError
     from agentrft.core.run import Method
     from agentrft.jobs.improve import train as run_training
+    from agentrft.jobs.serving import require_weights
 
     if method not in (Method.SUPERVISED, Method.REINFORCEMENT):
         raise ConfigError(f"no method {method!r}; use supervised or reinforcement")
-    opened = _open_project(home, project, config, preset, unsafe_graders)
-    checkpoint = _run(
+    opened = opened_project(home, project, config, preset, unsafe_graders)
+    require_weights(opened.project.config)
+    checkpoint = run_job(
         opened,
         Method(method),
         seed,
@@ -136,8 +140,8 @@ def evaluate(
     from agentrft.jobs.improve import measure
     from agentrft.measure.report import terminal
 
-    opened = _open_project(home, project, config, preset, unsafe_graders)
-    report = _run(
+    opened = opened_project(home, project, config, preset, unsafe_graders)
+    report = run_job(
         opened,
         Method.EVALUATION,
         seed,
@@ -252,9 +256,10 @@ def init(
     )
 
 
-def _open_project(
+def opened_project(
     home: Path | None, folder: Path, config_file: str, preset: str, unsafe: bool
 ) -> Opened:
+    """Open a project folder in a home, graders included."""
     from agentrft.jobs.project import open_project
 
     opened = open_home(home)
@@ -280,7 +285,7 @@ def _grading(home: "Home", unsafe: bool) -> "Grading":
     return Grading(home, unsafe=unsafe)
 
 
-def _run(
+def run_job(
     opened: Opened,
     method: "Method",
     seed: int,

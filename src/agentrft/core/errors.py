@@ -9,6 +9,7 @@
     |- GraderError          a grader failed; the rollout is not graded
     |- SamplerError         the engine could not answer
     |- IdentityError        the sampler does not serve the trainer's weights
+    |- PausedError          the run stops here until the user has looked at something
     `- StoreError           the home folder cannot be read or written
        `- LeaseLostError    another worker holds the job now; what this one writes is refused
 Code of users may raise anything; `boundary` attributes it. Cancellation passes through untouched.
@@ -67,6 +68,10 @@ class SamplerError(AgentRFTError):
 
 class IdentityError(AgentRFTError):
     """The sampler does not serve the weights the trainer published."""
+
+
+class PausedError(AgentRFTError):
+    """The run ended early for a reason that the user must look at; then it can be resumed."""
 
 
 class StoreError(AgentRFTError):

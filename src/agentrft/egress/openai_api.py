@@ -125,7 +125,9 @@ def chat_reply(value: object) -> ChatReply:
     choice = at(value, "choices", 0)
     message = at(choice, "message")
     if not isinstance(message, dict):
-        raise TryAgain("the reply has no message")
+        error = at(value, "error", "message")
+        said = f": {error}" if isinstance(error, str) and len(error) <= _SHOWN else ""
+        raise TryAgain(f"the reply has no message{said}")
     finish_reason = at(choice, "finish_reason")
     refusal = at(message, "refusal")
     if finish_reason == "content_filter" and not refusal:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from agentrft.core.errors import AgentRFTError, StoreError
+from agentrft.core.errors import AgentRFTError, PausedError, StoreError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Event, Method, Record, Run, RunStatus
 from agentrft.jobs.progress import Progress
@@ -24,10 +24,6 @@ R = TypeVar("R", bound=Record)
 
 class Stopped(AgentRFTError):
     """The user asked to stop; everything committed is kept and the run can be resumed."""
-
-
-class PausedError(AgentRFTError):
-    """The run ended early for a reason that the user must look at; then it can be resumed."""
 
 
 @dataclass(kw_only=True)

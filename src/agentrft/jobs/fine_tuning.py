@@ -55,7 +55,7 @@ from agentrft.store.errors import NotFoundError
 from agentrft.store.files import StoredFile
 from agentrft.store.home import Home
 from agentrft.store.rows import check_rows
-from agentrft.training.trainer import LossName
+from agentrft.training.credit import LossName
 
 _log = logging.getLogger(__name__)
 

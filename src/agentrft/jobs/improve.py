@@ -18,6 +18,7 @@ from agentrft.jobs.audit import caveats, gate, project_subject
 from agentrft.jobs.checkpoints import delivered
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
+from agentrft.jobs.holdout import holdout_looks
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import Project
 from agentrft.jobs.reinforcement import reinforce, serving
@@ -85,7 +86,7 @@ async def measure(job: Job, project: Project, split: Split, checkpoint: Path | N
     """Measure the base model or a checkpoint on a split."""
     stage = BASE if checkpoint is None else "checkpoint"
     measurement = Measurement(stage=stage, split=split, seed=job.run.seed)
-    with served_model(project, job.home, trained=checkpoint is not None) as model:
+    with served_model(project, job.home, trained=checkpoint is not None, job=job) as model:
         records = await evaluation(job, model, project.tasks(split), measurement, checkpoint)
     stages = [StageResult(name=stage, records=records)]
     return reported(job, project.config, stages, split=split)
@@ -181,7 +182,7 @@ def reported(
     return build_report(
         ReportInput(
             project=config.name,
-            model=config.model,
+            model=config.agent_model,
             run_id=job.run.id,
             seeds=(job.run.seed,),
             config=job.run.config,
@@ -220,19 +221,6 @@ def report_again(home: Home, run_id: str) -> tuple[Report, Path]:
     folder = home.report(run_id)
     write_report(report, folder)
     return report, folder
-
-
-def holdout_looks(job: Job) -> int:
-    """Count the improvements and evaluations of this project that measured its holdout."""
-    lookers = {job.run.id}
-    after, more = 0, True
-    while more:
-        page = job.home.store.runs(job.run.project, after=after)
-        lookers |= {
-            run.id.partition(".")[0] for run in page.items if run.result.get("split") == "holdout"
-        }
-        after, more = page.last, page.has_more
-    return len(lookers)
 
 
 def phase_seconds(job: Job) -> dict[str, float]:

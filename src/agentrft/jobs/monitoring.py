@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from agentrft.core.config import MonitorConfig
+from agentrft.core.errors import PausedError
 from agentrft.core.grade import Group
 from agentrft.core.run import Event, RolloutRecord
-from agentrft.jobs.context import Job, PausedError
+from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import stored_summaries
 from agentrft.jobs.following import StepResult
 from agentrft.jobs.validation import STAGE, Validation

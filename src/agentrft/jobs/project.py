@@ -79,7 +79,7 @@ class Project:
     def setup(self, speaker: Speaker) -> RolloutSetup:
         """Join the project with a model, at policy version 0."""
         return RolloutSetup(
-            policy=Policy(model=self.config.model, version=0, spec=self.spec),
+            policy=Policy(model=self.config.agent_model, version=0, spec=self.spec),
             speaker=speaker,
             open_environment=self.open_environment,
             grader=self.grader,

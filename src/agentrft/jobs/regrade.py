@@ -206,9 +206,9 @@ def rollout_runs(store: SqlStore, run_id: str) -> tuple[str, ...]:
 
 async def _grade(job: Job, regrader: Regrader, sources: Sequence[str]) -> None:
     store = job.home.store
-    done = sum(1 for _ in _summaries(store, [job.run.id]))
-    total = sum(1 for _ in _summaries(store, sources))
-    missing = islice(_summaries(store, sources), done, None)
+    done = sum(1 for _ in listed_rollouts(store, [job.run.id]))
+    total = sum(1 for _ in listed_rollouts(store, sources))
+    missing = islice(listed_rollouts(store, sources), done, None)
     with job.progress.phase(f"regrade {job.run.parent_id}", max(total - done, 1)) as phase:
         while page := [store.trajectory(one.record_id) for one in islice(missing, PAGE)]:
             records = await in_order([regrader.regraded(record) for record in page])
@@ -232,7 +232,7 @@ def _told(failures: Mapping[str, int], rollouts: int) -> Iterator[Event]:
         yield Event(level="warn", message=message, created_at=time.time(), data=data)
 
 
-def _summaries(store: SqlStore, run_ids: Sequence[str]) -> Iterator[TrajectorySummary]:
+def listed_rollouts(store: SqlStore, run_ids: Sequence[str]) -> Iterator[TrajectorySummary]:
     """List rollouts in the order they were stored; those of rows with a corrupted reference are no
     measure of a grader.
     """
@@ -260,7 +260,7 @@ def _compare(job: Job, sources: Sequence[str]) -> Regrading:
     before, after, records, groups = array("d"), array("d"), array("q"), array("q")
     numbers: dict[tuple[str, str, int, str], int] = {}
     sums: dict[tuple[str, str], _Sums] = {}
-    pairs = zip(_summaries(store, sources), _summaries(store, [job.run.id]), strict=False)
+    pairs = zip(listed_rollouts(store, sources), listed_rollouts(store, [job.run.id]), strict=False)
     for old, new in pairs:
         if (old.task_id, old.step) != (new.task_id, new.step):
             raise StoreError(

@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from agentrft.core.config import ReinforcementConfig
-from agentrft.core.errors import UserError
+from agentrft.core.errors import PausedError, UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Sampler, Trainer
 from agentrft.core.run import RolloutRecord, StepMetrics
 from agentrft.core.seeds import derive_seed
 from agentrft.jobs.canaries import canary_tasks, reference_texts
 from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
-from agentrft.jobs.context import Job, PausedError, Stopped
+from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.evaluation import Measurement, stored_records
 from agentrft.jobs.following import Follower, StepResult, ValidationLines
 from agentrft.jobs.monitoring import Monitoring
 from agentrft.jobs.publication import Publisher, refuse_other_versions
-from agentrft.jobs.serving import ServedModel
+from agentrft.jobs.serving import ServedModel, no_weights
 from agentrft.jobs.supervised import shuffled_batch
 from agentrft.jobs.validation import STAGE, Clock, TaskSets, Validation, scores_of
 from agentrft.rollout.dialogue import TokenSpeaker
@@ -122,11 +122,7 @@ async def reinforce(
 def trainable(setup: RolloutSetup) -> Sampler:
     """Return the sampler whose rollouts may be trained on. Raises UserError with the way there."""
     if not isinstance(setup.speaker, TokenSpeaker):
-        raise UserError(
-            f"{setup.policy.model} answers behind an endpoint, and its weights cannot be changed from "
-            "here; set `model` in agent.toml to an open-weights base (`agentrft models list`) and "
-            "remove [endpoint]"
-        )
+        raise no_weights(setup.policy.model)
     if setup.policy.spec.decoding.grammar != "off":
         raise UserError(
             f"the spec draws tokens under a grammar (decoding.grammar = "

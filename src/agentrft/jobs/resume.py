@@ -7,6 +7,14 @@ from agentrft.core.errors import ConfigError
 from agentrft.core.run import Method, RunStatus
 from agentrft.store.sql import SqlStore
 
+MAY_CHANGE = {
+    f"endpoint.{key}"
+    for key in (
+        *("api_key_file", "rate_limit", "max_concurrent", "timeout_s"),
+        *("input_price", "output_price", "most_tokens", "most_money"),
+    )
+}
+"""Settings that change how long a run takes and what it may cost, and nothing that it measures."""
 UNFINISHED = {RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED}
 
 
@@ -47,4 +55,4 @@ def _first_difference(path: str, old: object, new: object) -> str:
         return ""
     if isinstance(old, list | tuple) and isinstance(new, list | tuple):
         return "" if list(old) == list(new) else path
-    return "" if old == new else path
+    return "" if old == new or path in MAY_CHANGE else path

@@ -1,27 +1,33 @@
-"""A model opened for rollouts: files on disk, renderer, engine. Loads torch, so only jobs call it."""
+"""A project's model opened for rollouts: files on disk with renderer and engine, or an endpoint.
+
+torch is loaded when files are opened, so that an endpoint's project does without it.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
-from agentrft.core.config import TrainerConfig
+from agentrft.core.config import AgentEndpoint, ProjectConfig, TrainerConfig
+from agentrft.core.errors import UserError
 from agentrft.core.protocols import Sampler, Trainer
 from agentrft.core.task import Message, ToolSpec
-from agentrft.inference.embedded.engine import EmbeddedEngine
+from agentrft.core.usage import TokenUsage
 from agentrft.inference.models import check_memory, resolve
 from agentrft.inference.renderer import load_renderer
 from agentrft.jobs.checkpoints import resume_point
 from agentrft.jobs.context import Job
 from agentrft.jobs.project import Project
+from agentrft.jobs.regrade import listed_rollouts, rollout_runs
 from agentrft.rollout.dialogue import Renderer, TokenSpeaker
+from agentrft.rollout.endpoint_dialogue import EndpointSpeaker
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.rollout.harness import Harness
 from agentrft.store.home import Home
 from agentrft.training.checkpoint import verify_checkpoint
-from agentrft.training.trainer import LocalTrainer, LossName
+from agentrft.training.credit import LossName
 
 CANARIES = 6
 """Conversations that serve as canary sequences of the policy identity check."""
@@ -55,7 +61,7 @@ class OpenTrainer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServedModel:
+class OpenWeights:
     """A project's model, ready to roll out and to be trained."""
 
     renderer: DemonstrationRenderer
@@ -118,6 +124,63 @@ class ServedModel:
         return [self.renderer.start(session.prompt, session.tools) for session in sessions]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointModel:
+    """A project's model behind an endpoint: it acts, and whatever needs its weights is refused."""
+
+    project: Project
+    speaker: EndpointSpeaker
+    endpoint: AgentEndpoint
+
+    @property
+    def concurrency(self) -> int:
+        """Rollouts in flight: as many as keep within the rate without waiting their time away."""
+        endpoint, limits = self.endpoint, self.project.spec.limits
+        if not endpoint.rate_limit:
+            return endpoint.max_concurrent
+        turn_s = min(endpoint.timeout_s, limits.timeout_s / limits.max_turns) / 2
+        return max(1, min(endpoint.max_concurrent, int(endpoint.rate_limit * turn_s)))
+
+    def setup(self) -> RolloutSetup:
+        """Rollouts with the model as it is."""
+        return self.project.setup(self.speaker)
+
+    @property
+    def renderer(self) -> NoReturn:
+        """Raises UserError: only the server renders."""
+        raise no_weights(self.endpoint.model)
+
+    @property
+    def sampler(self) -> NoReturn:
+        """Raises UserError: no tokens are known."""
+        raise no_weights(self.endpoint.model)
+
+    def trainer(self, *_: object, **__: object) -> NoReturn:
+        """Raises UserError."""
+        raise no_weights(self.endpoint.model)
+
+    def resumed_trainer(self, *_: object, **__: object) -> NoReturn:
+        """Raises UserError."""
+        raise no_weights(self.endpoint.model)
+
+
+ServedModel = OpenWeights | EndpointModel
+
+
+def no_weights(model: str) -> UserError:
+    """Return what is said where weights of a model behind an endpoint are needed."""
+    return UserError(
+        f"{model} answers behind an endpoint, and its weights cannot be changed from here; set "
+        "`model` in agent.toml to an open-weights base (`agentrft models list`) and remove [endpoint]"
+    )
+
+
+def require_weights(config: ProjectConfig) -> None:
+    """Raise UserError for a project whose model cannot be trained."""
+    if config.endpoint is not None:
+        raise no_weights(config.endpoint.model)
+
+
 class OpenModel(Protocol):
     """Open a project's model; what tests replace to run without one."""
 
@@ -134,8 +197,21 @@ def first_step(trainer: Trainer) -> int:
 
 
 @contextmanager
-def served_model(project: Project, home: Home, *, trained: bool) -> Iterator[ServedModel]:
-    """Open the project's model and close it again. Raises ModelError if it is missing or too big."""
+def served_model(
+    project: Project, home: Home, *, trained: bool, job: Job | None = None
+) -> Iterator[ServedModel]:
+    """Open the project's model and close it again. Raises ModelError if it is missing or too big.
+
+    An endpoint's budget counts what `job` has stored, and its log hears what the endpoint cannot do.
+    """
+    if project.config.endpoint is not None:
+        if trained:
+            require_weights(project.config)
+        yield _endpoint_model(project, project.config.endpoint, job)
+        return
+    from agentrft.inference.embedded.engine import EmbeddedEngine
+    from agentrft.training.trainer import LocalTrainer
+
     files = resolve(project.config.model, cache=home.models)
     engine_config = project.config.engine
     dtype = "float32" if engine_config.dtype == "float32" else "bfloat16"
@@ -147,7 +223,7 @@ def served_model(project: Project, home: Home, *, trained: bool) -> Iterator[Ser
         max_context_tokens=project.config.limits.max_context_tokens,
     )
     try:
-        yield ServedModel(
+        yield OpenWeights(
             renderer=load_renderer(files.folder),
             sampler=engine,
             project=project,
@@ -156,3 +232,24 @@ def served_model(project: Project, home: Home, *, trained: bool) -> Iterator[Ser
         )
     finally:
         engine.close()
+
+
+def _endpoint_model(project: Project, endpoint: AgentEndpoint, job: Job | None) -> EndpointModel:
+    if job is None:
+        speaker = EndpointSpeaker(endpoint)
+    else:
+        told = partial(job.event, level="warn")
+        speaker = EndpointSpeaker(endpoint, spent=stored_usage(job), told=told)
+    return EndpointModel(project=project, speaker=speaker, endpoint=endpoint)
+
+
+def stored_usage(job: Job) -> TokenUsage:
+    """Return the tokens of all rollouts that a run and its stages have stored."""
+    store = job.home.store
+    listed = listed_rollouts(store, rollout_runs(store, job.run.id))
+    # A stage may hold rollouts that another one made.
+    once = {rollout.trajectory_id: rollout for rollout in listed}.values()
+    return TokenUsage(
+        prompt_tokens=sum(rollout.observed_tokens for rollout in once),
+        completion_tokens=sum(rollout.sampled_tokens for rollout in once),
+    )

@@ -1,10 +1,14 @@
 """Credit from grades. Pure: no tensors, no I/O, no knowledge of how a grade came about."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from agentrft.core.grade import Group
 from agentrft.core.sample import Sample
 from agentrft.core.trajectory import Trajectory, Turn
+
+LossName = Literal["policy_gradient", "cross_entropy"]
+"""What a trainer computes on samples of groups, and on those of demonstrations."""
 
 
 def centred(group: Group, *, temperature: float = 1.0) -> list[Sample]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from agentrft.training.checkpoint import (
     write_checkpoint,
     write_record,
 )
+from agentrft.training.credit import LossName
 from agentrft.training.files import read_state, read_weights, write_state, write_weights
 from agentrft.training.lanes import run_in_lanes, torch_settings
 from agentrft.training.model import (
@@ -40,8 +41,6 @@ from agentrft.training.model import (
 )
 from agentrft.training.pack import MicroBatch, pack
 from agentrft.training.parameters import FullWeights, Gradients, LowRankAdapter, Trainable
-
-LossName = Literal["policy_gradient", "cross_entropy"]
 
 
 class LocalTrainer:
