@@ -1,7 +1,10 @@
 """Small builders: a job in a temporary home, tasks, and a setup made of shipped fakes."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from byte_chat import ByteChat, a_policy, says
 
@@ -22,12 +25,17 @@ from agentrft.training.recording import RecordingTrainer
 CANARIES = ((1, 2, 3),)
 
 
-def a_job(folder: Path, method: Method = Method.REINFORCEMENT, run_id: str = "run-1") -> Job:
+def a_job(
+    folder: Path,
+    method: Method = Method.REINFORCEMENT,
+    run_id: str = "run-1",
+    config: Mapping[str, Any] = MappingProxyType({}),
+) -> Job:
     return Job.start(
         Home.open(folder),
         "project",
         method,
-        config={},
+        config=dict(config),
         seed=7,
         progress=SilentProgress(),
         stop=asyncio.Event(),

@@ -194,7 +194,8 @@ def test_after_the_time_is_over_only_the_holdout_is_rolled_out(tmp_path: Path) -
         roll_out(late, wanted(a_spec(), tasks=2))
     assert roll_out(late, wanted(a_spec(), tasks=1)) == kept
     assert "split" not in job.run.result
-    roll_out(late, wanted(a_spec(), tasks=2, split="holdout"))
+    unseen = wanted(a_spec(), tasks=3, split="holdout")[2:]
+    roll_out(late, unseen)
     assert job.run.result["split"] == "holdout"
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 from agentrft.core.errors import StoreError
 from agentrft.core.grade import GradedTrajectory, Outcome
+from agentrft.core.usage import TokenUsage
 from agentrft.optimize.trials import SearchSplit, Spent
 from agentrft.store.codec import from_json, to_json
 
@@ -71,9 +72,10 @@ class Asked:
     """Hash."""
     sample: int
     text: str
-    sampled_tokens: int
-    observed_tokens: int
+    usage: TokenUsage
     clock_s: float
+    model: str = ""
+    """Empty for the agent's own."""
 
 
 _KINDS: dict[str, type[Begun | Ended | Asked]] = {"begin": Begun, "end": Ended, "ask": Asked}
@@ -132,16 +134,18 @@ class Ledger:
             )
         )
 
-    def ask(self, question: str, sample: int, text: str, *, sampled: int, observed: int) -> None:
-        """Write a completion."""
+    def ask(
+        self, question: str, sample: int, text: str, *, usage: TokenUsage, model: str = ""
+    ) -> None:
+        """Write a completion; `model` is empty for the agent's own."""
         self._write(
             Asked(
                 question=question,
                 sample=sample,
                 text=text,
-                sampled_tokens=sampled,
-                observed_tokens=observed,
+                usage=usage,
                 clock_s=self.seconds,
+                model=model,
             )
         )
 
@@ -173,15 +177,16 @@ class Ledger:
         return self._clock_s + self._clock() - self._began
 
     def spent(self, *, reused: int) -> Spent:
-        """Return the totals."""
+        """Return the totals; tokens are those of the agent's own model."""
         ended, asked = self._ended.values(), self._asked.values()
+        own = sum((line.usage for line in asked if not line.model), TokenUsage())
         return Spent(
             rollouts=len(ended),
             interrupted=self._begins - len(ended) - len(self._running),
             reused=reused,
             questions=len(asked),
-            sampled_tokens=sum(line.sampled_tokens for line in (*ended, *asked)),
-            observed_tokens=sum(line.observed_tokens for line in (*ended, *asked)),
+            sampled_tokens=own.completion_tokens + sum(line.sampled_tokens for line in ended),
+            observed_tokens=own.prompt_tokens + sum(line.observed_tokens for line in ended),
             tool_calls=sum(line.tool_calls for line in ended),
             seconds=self.seconds,
             by_purpose=dict(Counter(self._begun[line.trajectory].purpose for line in ended)),

@@ -10,6 +10,7 @@ from agentrft.core.grade import GradedTrajectory, Outcome
 from agentrft.core.run import RolloutRecord, RolloutSplit
 from agentrft.core.seeds import derive_seed
 from agentrft.core.spec import AgentSpec
+from agentrft.core.usage import TokenUsage
 from agentrft.jobs.context import Job
 from agentrft.jobs.ledger import ATTEMPTS, Ledger, RolloutKey
 from agentrft.optimize.trials import (
@@ -47,7 +48,7 @@ class StoredTrials:
         self._job, self._setup = job, setup
         self._rollouts, self._seconds = rollouts, minutes * 60
         self._concurrency = concurrency
-        self._ledger = Ledger(job.folder / LEDGER)
+        self.ledger = Ledger(job.folder / LEDGER)
         self._reused = 0
         self._setups: dict[str, RolloutSetup] = {}
         self._places: dict[str, int] = {}
@@ -76,7 +77,7 @@ class StoredTrials:
         line = asyncio.Semaphore(self._concurrency)
 
         async def completion(sample: int) -> str:
-            if (kept := self._ledger.completion(name, sample)) is not None:
+            if (kept := self.ledger.completion(name, sample)) is not None:
                 self._reused += 1
                 return kept
             async with line:
@@ -88,7 +89,7 @@ class StoredTrials:
     @property
     def spent(self) -> Spent:
         """Return the ledger's totals, those of earlier processes included."""
-        return self._ledger.spent(reused=self._reused)
+        return self.ledger.spent(reused=self._reused)
 
     def _keys(self, requests: Sequence[TrialRequest]) -> list[RolloutKey]:
         # The hash reads the whole pool of demonstrations; a batch has few specs.
@@ -109,7 +110,7 @@ class StoredTrials:
         self, keys: Sequence[RolloutKey], requests: Sequence[TrialRequest]
     ) -> dict[RolloutKey, TrialRequest]:
         pairs = zip(keys, requests, strict=True)
-        return {key: request for key, request in pairs if self._ledger.answer(key) is None}
+        return {key: request for key, request in pairs if self.ledger.answer(key) is None}
 
     async def _run(
         self, missing: Mapping[RolloutKey, TrialRequest]
@@ -137,11 +138,12 @@ class StoredTrials:
         """Run one rollout, once more if infrastructure spoiled it."""
         setup, task = self._setup_of(key.spec, request.spec), request.task
         graded: GradedTrajectory | None = None
-        for attempt in range(self._ledger.next_attempt(key), ATTEMPTS):
-            # Specs share seeds, so that paired differences compare specs and not luck.
-            seed = derive_seed(key.seed, "search", key.split, task.id, key.sample, attempt)
+        for attempt in range(self.ledger.next_attempt(key), ATTEMPTS):
+            # Specs share seeds, with evaluations too, so that paired differences compare specs and
+            # not luck, and a confirmed spec need not be measured again.
+            seed = derive_seed(key.seed, "evaluation", task.id, key.sample, attempt)
             trace = trace_id(setup, task, seed)
-            with self._ledger.rollout(key, attempt, trace, request.purpose) as end:
+            with self.ledger.rollout(key, attempt, trace, request.purpose) as end:
                 graded = await run_episode(setup, task, seed=seed)
                 self._job.append([_record(request, graded)])
                 end(graded)
@@ -161,18 +163,14 @@ class StoredTrials:
             left_s=QUESTION_TIMEOUT_S,
         )
         said = await dialogue.speak(request)
-        usage = said.usage
-        self._ledger.ask(
-            name,
-            sample,
-            said.message.content,
-            sampled=usage.completion_tokens if usage else len(said.action_ids),
-            observed=usage.prompt_tokens if usage else len(said.observation_ids),
+        counted = TokenUsage(
+            prompt_tokens=len(said.observation_ids), completion_tokens=len(said.action_ids)
         )
+        self.ledger.ask(name, sample, said.message.content, usage=said.usage or counted)
         return said.message.content
 
     def _check_budget(self, missing: Mapping[RolloutKey, TrialRequest]) -> None:
-        spent = self._ledger.spent(reused=0)
+        spent = self.ledger.spent(reused=0)
         if spent.rollouts + len(missing) > self._rollouts:
             raise BudgetSpentError(
                 f"{len(missing)} more rollouts do not fit into the budget of {self._rollouts}, "
@@ -193,7 +191,7 @@ class StoredTrials:
         return self._setups[name]
 
     def _kept(self, key: RolloutKey) -> GradedTrajectory:
-        trajectory = self._ledger.answer(key)
+        trajectory = self.ledger.answer(key)
         assert trajectory is not None
         if trajectory not in self._places:
             self._list_stored()
@@ -202,9 +200,9 @@ class StoredTrials:
     def _recover(self) -> None:
         """Enter what was stored just before the process died."""
         self._list_stored()
-        for trajectory in self._ledger.unfinished:
+        for trajectory in self.ledger.unfinished:
             if (place := self._places.get(trajectory)) is not None:
-                self._ledger.end(self._job.home.store.trajectory(place).graded)
+                self.ledger.end(self._job.home.store.trajectory(place).graded)
 
     def _list_stored(self) -> None:
         more = True

@@ -12,6 +12,7 @@ from importlib.resources import files
 from agentrft.core.grade import GradedTrajectory
 from agentrft.measure.alarm_section import alarm_section
 from agentrft.measure.figures import Figure, color, figures
+from agentrft.measure.search_section import search_section
 from agentrft.measure.statistics import Estimate, PairedDifference
 from agentrft.measure.summary import (
     Comparison,
@@ -34,29 +35,35 @@ _POLICY = (
 
 def page(given: ReportInput, summary: Summary) -> str:
     """Return the whole document."""
-    # Importing Plotly takes a third of a second; only a report needs it.
-    from plotly.offline import get_plotlyjs
-
     charts = figures(summary)
-    style = files("agentrft.measure").joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(
         (
             _header(given),
             *(f'<p class="warning">{escape(text)}</p>' for text in summary.warnings),
-            _cards(given, summary),
+            _cards(given, summary) if given.stages else "",
             _comparisons(summary.comparisons),
+            search_section(given),
             alarm_section(given),
-            *(_figure(f"figure-{i}", figure) for i, figure in enumerate(charts)),
+            *figure_blocks(charts),
             _samples(given),
             _method(given, summary),
         )
     )
+    return document(f"{given.project} - AgentRFT report", body, charts)
+
+
+def document(title: str, body: str, charts: Sequence[Figure]) -> str:
+    """Return a page that loads nothing; `body` is HTML and places the charts, see `figure_blocks`."""
+    # Importing Plotly takes a third of a second; only a page with charts needs it.
+    from plotly.offline import get_plotlyjs
+
+    style = files("agentrft.measure").joinpath("page.css").read_text(encoding="utf-8")
     library = f"<script>{get_plotlyjs()}</script>" if charts else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(given.project)} - AgentRFT report</title>\n"
+        f"<title>{escape(title)}</title>\n"
         f"<style>{style}</style>\n{library}</head>\n<body><main>\n{body}\n</main>"
         f"<script>{_drawing(charts)}</script></body></html>\n"
     )
@@ -174,6 +181,11 @@ def _cell(
 
 def _p(value: float) -> str:
     return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def figure_blocks(charts: Sequence[Figure]) -> list[str]:
+    """Return the places that a document draws its charts into, in order."""
+    return [_figure(f"figure-{i}", figure) for i, figure in enumerate(charts)]
 
 
 def _figure(name: str, figure: Figure) -> str:

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from agentrft.measure.page import page
+from agentrft.measure.search_section import figures_table, search_tables
 from agentrft.measure.summary import (
     Comparison,
     ReportInput,
@@ -88,6 +88,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "holdout_looks": given.holdout_looks,
         "phase_s": given.phase_s,
         "config": given.config,
+        "search": asdict(given.search) if given.search else None,
         **asdict(report.summary),
     }
     return cast(dict[str, Any], _finite(document))
@@ -95,15 +96,17 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def terminal(report: Report) -> RenderableType:
     """Return the tables for a terminal: each stage, then each step up."""
-    parts: list[RenderableType] = [_stages_table(report)]
+    parts: list[RenderableType] = [_stages_table(report)] if report.given.stages else []
     if report.summary.comparisons:
         parts.append(_comparisons_table(report.summary.comparisons))
+    if report.given.search:
+        parts += search_tables(report.given.search)
     parts.extend(Text(f"! {warning}", style="yellow") for warning in report.summary.warnings)
     return Group(*parts)
 
 
 def _stages_table(report: Report) -> Table:
-    table = _table(
+    table = figures_table(
         f"{report.given.project} on the {report.given.split} tasks",
         ("stage", "tasks", "pass@1", "95%", "score", "tools", "tokens", "s/task"),
     )
@@ -128,7 +131,7 @@ def _stage_cells(stage: StageSummary) -> list[str]:
 
 
 def _comparisons_table(comparisons: tuple[Comparison, ...]) -> Table:
-    table = _table(
+    table = figures_table(
         "Paired differences on the same tasks",
         ("", "pass@1 (pp)", "95%", "p", "+/-", "score", "tools", "tokens"),
     )
@@ -143,16 +146,6 @@ def _comparisons_table(comparisons: tuple[Comparison, ...]) -> Table:
             f"{c.tool_calls.value:+.2f}",
             f"{c.sampled_tokens.value:+.0f}",
         )
-    return table
-
-
-def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(
-        title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True
-    )
-    for column in columns:
-        first = column == columns[0]
-        table.add_column(column, justify="left" if first else "right", no_wrap=True)
     return table
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from agentrft.core.grade import GradedTrajectory, Outcome
 from agentrft.core.run import RolloutRecord, Split, StepMetrics
 from agentrft.measure.monitors import Alarm
+from agentrft.measure.search_summary import SearchSummary
 from agentrft.measure.statistics import (
     Estimate,
     PairedDifference,
@@ -65,6 +66,10 @@ class ReportInput:
     """How often this holdout has been measured, this time included."""
     caveats: tuple[str, ...] = ()
     """What happened before the stages that a reader must know; shown among the warnings."""
+    search: SearchSummary | None = None
+    """What a search before weights found; None if there was none."""
+    search_examples: tuple[RolloutRecord, ...] = ()
+    """The rollouts that `search` names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

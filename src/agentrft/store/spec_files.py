@@ -54,7 +54,7 @@ def read_spec(folder: Path, baseline: AgentSpec) -> AgentSpec:
     if sections:
         spec = replace(spec, sections=sections)
     if pool.is_file():
-        spec = replace(spec, shown=replace(spec.shown, pool=_read_pool(pool)))
+        spec = replace(spec, shown=replace(spec.shown, pool=read_pool(pool)))
     return spec
 
 
@@ -131,6 +131,18 @@ def demonstration_rows(demonstrations: Iterable[Demonstration]) -> str:
             raise ConfigError(f"demonstration {demonstration.id!r}: {problem}") from None
         lines.append(f"{line}\n")
     return "".join(lines)
+
+
+def read_pool(path: Path) -> tuple[Demonstration, ...]:
+    """Return what `demonstration_rows` wrote. Raises DataError with file, line and field."""
+
+    def read(row: Mapping[str, Any], line: int) -> Demonstration:
+        found = demonstration_of(row)
+        weighed = any("weight" in message for message in row["messages"])
+        # A spec is hashed: what no row says must come back as it was, and none means all.
+        return found if weighed else replace(found, imitated=())
+
+    return tuple(parsed(path, read, f"{path} "))
 
 
 def _old(folder: Path) -> Path:
@@ -241,16 +253,6 @@ def _view(view: Mapping[str, Any]) -> dict[str, Any]:
 def _without_defaults(table: Mapping[str, Any], default: object) -> dict[str, Any]:
     usual = json.loads(to_json(default))
     return {key: value for key, value in table.items() if value != usual[key]}
-
-
-def _read_pool(path: Path) -> tuple[Demonstration, ...]:
-    def read(row: Mapping[str, Any], line: int) -> Demonstration:
-        found = demonstration_of(row)
-        weighed = any("weight" in message for message in row["messages"])
-        # A spec is hashed: what no row says must come back as it was, and none means all.
-        return found if weighed else replace(found, imitated=())
-
-    return tuple(parsed(path, read, f"{path} "))
 
 
 def _row(demonstration: Demonstration) -> dict[str, Any]:
