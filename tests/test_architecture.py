@@ -175,6 +175,7 @@ improve project --preset --seed --resume --config --unsafe-graders --allow-audit
 train project method --start --preset --seed --resume --config --unsafe-graders
   --allow-audit-findings --home
 evaluate project --checkpoint --split --preset --seed --resume --config --unsafe-graders --home
+preflight project --checkpoint --preset --seed --resume --config --unsafe-graders --home
 audit project --grader --data --rows --seed --probe --task --reference --model --second
   --call-tools --fix --json --unsafe-graders --config --home
 report run --home

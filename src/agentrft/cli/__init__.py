@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from agentrft.cli import audit, home, machine, project, serve, tenants
+from agentrft.cli import audit, home, machine, project, search, serve, tenants
 from agentrft.cli.terminal import INTERRUPTED
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(project.app)
+app.add_typer(search.app)
 app.add_typer(audit.app)
 app.add_typer(serve.app)
 app.add_typer(machine.app)

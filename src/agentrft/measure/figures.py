@@ -67,7 +67,7 @@ def _reward(summary: Summary) -> Sequence[Figure]:
             "clustered by task. A held-out grader looks at the validation rollouts; if it falls "
             "behind, the policy learns what only the grader pays for.",
             traces=traces,
-            layout=_layout(xaxis={"title": {"text": "optimizer step"}}, yaxis=_score_axis()),
+            layout=plain_layout(xaxis={"title": {"text": "optimizer step"}}, yaxis=_score_axis()),
         ),
     )
 
@@ -98,7 +98,7 @@ def _imitation(summary: Summary) -> Sequence[Figure]:
             title="Imitation loss",
             caption="Loss of each step's demonstrations.",
             traces=traces,
-            layout=_layout(**axes),
+            layout=plain_layout(**axes),
             height_px=240,
         ),
     )
@@ -117,7 +117,7 @@ def _effort(summary: Summary) -> Sequence[Figure]:
             traces += [calls, tokens | {"yaxis": "y2", "showlegend": False}]
     if not traces:
         return ()
-    layout = _layout(
+    layout = plain_layout(
         xaxis={"title": {"text": "optimizer step"}, "anchor": "y2"},
         yaxis={"title": {"text": "tool calls"}, "domain": [0.56, 1], "rangemode": "tozero"},
         yaxis2={"title": {"text": "tokens"}, "domain": [0, 0.44], "rangemode": "tozero"},
@@ -168,7 +168,7 @@ def _families(summary: Summary) -> Sequence[Figure]:
             caption="pass@1 with 95% Wilson intervals. Small families have wide "
             "intervals; compare them with care.",
             traces=traces,
-            layout=_layout(xaxis={"range": [-0.02, 1.02], "tickformat": ".0%"}, yaxis=ticks),
+            layout=plain_layout(xaxis={"range": [-0.02, 1.02], "tickformat": ".0%"}, yaxis=ticks),
             height_px=130 + 44 * len(names),
         ),
     )
@@ -215,7 +215,7 @@ def _spread(index: int, stage: StageSummary) -> Figure:
         caption=f"Each bar is the last group of one task ({stage.spread_split}). A cross far above "
         "its bar is success that the policy can reach but does not yet repeat.",
         traces=[bars, best],
-        layout=_layout(
+        layout=plain_layout(
             xaxis={"title": {"text": "tasks, sorted by mean score"}},
             yaxis=_score_axis(),
             bargap=0.15,
@@ -305,7 +305,8 @@ def _score_axis() -> dict[str, Any]:
     return {"title": {"text": "score"}, "rangemode": "tozero"}
 
 
-def _layout(**axes: Any) -> dict[str, Any]:
+def plain_layout(**axes: Any) -> dict[str, Any]:
+    """Return the layout all charts share, with these axes."""
     return {
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",

@@ -1,0 +1,242 @@
+"""Where a project's agent stands: rollouts of train tasks, the grader asked twice, and the advice.
+
+The same loop, limits and grader as training. Everything is stored, so a killed run goes on.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from agentrft.audit.run import audit
+from agentrft.core.call_thread import in_thread
+from agentrft.core.config import EvaluationConfig, ProjectConfig
+from agentrft.core.errors import ToolError, UserError, boundary
+from agentrft.core.grade import Grade, GradedTrajectory, Outcome
+from agentrft.core.protocols import Environment
+from agentrft.core.run import RolloutRecord
+from agentrft.core.seeds import derive_seed
+from agentrft.core.task import Task
+from agentrft.core.trajectory import Trajectory
+from agentrft.inference.models import describe
+from agentrft.jobs.audit import project_subject, summary
+from agentrft.jobs.context import Job
+from agentrft.jobs.evaluation import Measurement, evaluate
+from agentrft.jobs.grading import grader_types
+from agentrft.jobs.project import Project
+from agentrft.jobs.regrade import needs_environment
+from agentrft.jobs.reinforcement import serving
+from agentrft.jobs.serving import OpenModel, ServedModel, served_model
+from agentrft.measure.advisor import Supply, advise
+from agentrft.measure.next_steps import Prices, expected_costs
+from agentrft.measure.preflight_result import PreflightResult
+from agentrft.measure.standing import Plan, Standing, standing
+from agentrft.measure.standing_page import write_preflight
+from agentrft.rollout.episode import RolloutSetup, grade_rollout, in_order
+from agentrft.store.home import Home
+
+STAGE = "preflight"
+ASKS_MODEL = {"score_model", "label_model"}
+REPLAY_TIMEOUT_S = 60.0
+"""Wall clock of repeating a rollout's calls before it is graded again."""
+
+
+async def preflight(
+    job: Job,
+    project: Project,
+    checkpoint: Path | None = None,
+    *,
+    open_model: OpenModel | None = None,
+    known: Supply | None = None,
+) -> PreflightResult:
+    """Measure, audit the grader without refusing, advise, and write `preflight.html` and `.json`.
+
+    `known` is what a search or a training before it found out; what can be measured is filled in.
+    Raises Stopped, and UserError if no rollout can be scored.
+    """
+    opened = open_model or partial(served_model, job=job)
+    async with job.running():
+        with opened(project, job.home, trained=checkpoint is not None) as model:
+            setup = await serving(job, model, checkpoint)
+            found, notes = await measured_standing(job, model, setup)
+        audited = await _audited(job, project)
+        known = replace(known or Supply(), warm_started=checkpoint is not None)
+        supply = supply_of(project, job.home, found, known, audited)
+        config = project.config
+        costs = expected_costs(found, config.methods, _prices(config))
+        result = PreflightResult(
+            project=config.name,
+            model=setup.policy.model,
+            run_id=job.run.id,
+            created_at=job.run.created_at,
+            standing=found,
+            advice=advise(found, supply, config.advisor, costs=costs),
+            costs=costs,
+            audit=audited,
+            notes=notes,
+        )
+        folder = job.home.report(job.run.id)
+        write_preflight(result, folder)
+        job.note_result(
+            report=str(folder),
+            verdict=result.verdict,
+            rule=result.advice.rule,
+            method=result.advice.method.value,
+            pass_at_1=asdict(found.pass_1),
+        )
+    return result
+
+
+async def measured_standing(
+    job: Job, model: ServedModel, setup: RolloutSetup
+) -> tuple[Standing, tuple[str, ...]]:
+    """Roll out train tasks at the training temperature and measure; also return what to remark.
+
+    Raises UserError if no rollout can be scored.
+    """
+    project, methods = model.project, model.project.config.methods
+    train = project.tasks("train")
+    tasks = sample_of(train, methods.preflight.tasks, job.run.seed)
+    records = await evaluate(
+        job,
+        replace(setup, gold_grader=project.gold_grader),
+        tasks,
+        EvaluationConfig(
+            samples_per_task=methods.preflight.samples,
+            temperature=methods.reinforcement.temperature,
+        ),
+        Measurement(stage=STAGE, split="train", seed=job.run.seed),
+        concurrency=model.concurrency,
+    )
+    rollouts = _in_order(records, tasks)
+    again, notes = await _graded_again(job, project, setup, rollouts)
+    holdout = project.tasks("holdout")[: methods.optimize.confirm_tasks or None]
+    plan = Plan(
+        pass_threshold=project.config.pass_threshold,
+        group_size=methods.reinforcement.group_size,
+        train_tasks=len({task.messages for task in train}),
+        holdout_tasks=len(holdout),
+        holdout_samples=methods.optimize.confirm_samples,
+        alpha=methods.optimize.alpha,
+    )
+    if all(graded.outcome is Outcome.INFRASTRUCTURE_FAULT for _, graded in rollouts):
+        failure = rollouts[0][1].trajectory.failure or rollouts[0][1].grade.failure
+        told = f"{failure.where}: {failure.message}" if failure else "no reason was given"
+        raise UserError(f"none of {len(rollouts)} rollouts could be scored; the first: {told}")
+    return standing(rollouts, project.tools, plan, graded_again=again), notes
+
+
+def supply_of(
+    project: Project, home: Home, found: Standing, known: Supply, audited: dict[str, Any]
+) -> Supply:
+    """Count what there is to train with, beside what is known already."""
+    config = project.config
+    solved = sum(task.solved > 0 for task in found.by_task)
+    return replace(
+        known,
+        demonstrations=len({shown.id for shown in project.demonstrations()}) + solved,
+        pairs=sum(min(task.solved, task.rollouts - task.solved) for task in found.by_task),
+        grader_trusted=not audited.get("blocked"),
+        grader_asks_model=bool(grader_types(config.grader) & ASKS_MODEL),
+        parameters=None
+        if config.endpoint
+        else describe(config.model, cache=home.models).parameters,
+        endpoint=config.endpoint is not None,
+    )
+
+
+def sample_of(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
+    """Return so many tasks, drawn by seed, in file order."""
+    places = random.Random(derive_seed(seed, STAGE)).sample(
+        range(len(tasks)), min(count, len(tasks))
+    )
+    return [tasks[place] for place in sorted(places)]
+
+
+def _in_order(
+    records: Sequence[RolloutRecord], tasks: Sequence[Task]
+) -> list[tuple[Task, GradedTrajectory]]:
+    """Pair rollouts with their tasks, in an order that does not depend on who finished first."""
+    task_of = {task.id: (place, task) for place, task in enumerate(tasks)}
+    graded = sorted(
+        (record.graded for record in records),
+        key=lambda g: (task_of[g.trajectory.task_id][0], g.trajectory.seed),
+    )
+    return [(task_of[one.trajectory.task_id][1], one) for one in graded]
+
+
+async def _graded_again(
+    job: Job,
+    project: Project,
+    setup: RolloutSetup,
+    rollouts: Sequence[tuple[Task, GradedTrajectory]],
+) -> tuple[dict[str, float | None], tuple[str, ...]]:
+    """Grade some rollouts again, of different tasks first; return scores by trajectory id."""
+    wanted = project.config.methods.preflight.regraded
+    scored = [(task, graded) for task, graded in rollouts if graded.grade.score is not None]
+    seen: dict[str, int] = {}
+    rounds: list[tuple[int, Task, Trajectory]] = []
+    for task, graded in scored:
+        rounds.append((seen.get(task.id, 0), task, graded.trajectory))
+        seen[task.id] = seen.get(task.id, 0) + 1
+    chosen = sorted(rounds, key=lambda entry: entry[0])[:wanted]
+    acting = needs_environment(setup.grader)
+    if acting and project.config.tools:
+        note = f"{acting} looks at the environment, and its tools by URL are not called again"
+        return {}, (f"flip rate not measured: {note}",)
+    with job.progress.phase("grades given again", max(len(chosen), 1)) as phase:
+
+        async def once(task: Task, trajectory: Trajectory) -> float | None:
+            grade = await (_replayed if acting else _regraded)(setup, task, trajectory)
+            phase.advance()
+            return grade.score
+
+        work = in_order([once(task, trajectory) for _, task, trajectory in chosen])
+        scores = await job.unless_stopped(work)
+    ids = [trajectory.id for _, _, trajectory in chosen]
+    return dict(zip(ids, scores, strict=True)), ()
+
+
+async def _regraded(setup: RolloutSetup, task: Task, trajectory: Trajectory) -> Grade:
+    return await grade_rollout(setup.grader, task, trajectory, None)
+
+
+async def _replayed(setup: RolloutSetup, task: Task, trajectory: Trajectory) -> Grade:
+    """Repeat the calls in a fresh environment, so that a grader that looks at it can grade again."""
+    environment: Environment | None = None
+    opening = partial(setup.open_environment, task, trajectory.id)
+    try:
+        with boundary(ToolError, "calls repeated for a second grade"):
+            environment = await in_thread(opening, name=f"replay {trajectory.id}")
+            for turn in trajectory.turns:
+                unanswered = {result.call_id for result in turn.tool_results if result.guard}
+                for call in turn.message.tool_calls:
+                    if call.id not in unanswered:
+                        await environment.call_tool(call)
+        return await grade_rollout(setup.grader, task, trajectory, environment)
+    finally:
+        if environment is not None:
+            await environment.close()
+
+
+async def _audited(job: Job, project: Project) -> dict[str, Any]:
+    """Audit the grader once per run; what it finds is told, not enforced."""
+    if before := job.run.result.get("audit"):
+        return dict(before)
+    with job.progress.phase("audit of the grader", 1) as phase:
+        report = await job.unless_stopped(
+            audit(project_subject(project), project.config.audit, seed=job.run.seed)
+        )
+        phase.advance()
+    told = summary(report, allowed=False)
+    job.note_result(audit=told)
+    return told
+
+
+def _prices(config: ProjectConfig) -> Prices:
+    endpoint = config.endpoint
+    if endpoint is None:
+        return Prices()
+    return Prices(prompt=endpoint.input_price, sampled=endpoint.output_price)
