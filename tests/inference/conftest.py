@@ -133,10 +133,16 @@ def control_ids() -> Mapping[str, frozenset[int]]:
 
 
 @pytest.fixture(scope="session")
-def renderers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ChatRenderer]:
-    """A renderer of each family."""
+def family_folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A folder of each family, without weights."""
     root = tmp_path_factory.mktemp("families")
-    return {name: load_renderer(write_family(name, root / name)) for name in FAMILIES}
+    return {name: write_family(name, root / name) for name in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def renderers(family_folders: Mapping[str, Path]) -> Mapping[str, ChatRenderer]:
+    """A renderer of each family."""
+    return {name: load_renderer(folder) for name, folder in family_folders.items()}
 
 
 @pytest.fixture(scope="session")

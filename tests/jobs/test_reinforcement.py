@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from builders import CANARIES, a_job, a_setup, a_trainer, some_tasks, yes_or_no
 
-from agentrft.core.config import ReinforcementConfig
-from agentrft.core.errors import IdentityError, StoreError, ToolError
+from agentrft.core.config import Decoding, ReinforcementConfig
+from agentrft.core.errors import IdentityError, StoreError, ToolError, UserError
 from agentrft.core.policy import Checkpoint, Weights
 from agentrft.core.protocols import Environment, SampleRequest
 from agentrft.core.run import Event, RolloutRecord, RunStatus, StepMetrics
+from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Task
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.checkpoints import Retention, resume_point
@@ -255,3 +256,14 @@ def test_validation_is_measured_beside_training_and_never_trained_on(tmp_path: P
     assert [r.step for r in validation] == [2, 2, 2, 4, 4, 4]
     trained = {sample.trajectory_id for batch in trainer.batches for sample in batch}
     assert not trained & {r.graded.trajectory.id for r in validation}
+
+
+def test_rollouts_under_a_grammar_are_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    sampler, trainer = ScriptedSampler([]), a_trainer()
+    setup = a_setup(sampler)
+    spec = AgentSpec(decoding=Decoding(grammar="calls"))
+    setup = replace(setup, policy=replace(setup.policy, spec=spec))
+    with pytest.raises(UserError, match=r"decoding\.grammar = 'calls'.*'off' for training"):
+        run(a_job(tmp_path), trainer, setup)
+    assert sampler.requests == []
+    assert trainer.batches == []

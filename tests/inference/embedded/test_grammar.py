@@ -1,4 +1,4 @@
-"""Answers forced into a schema: they fit, and their logprobs say what was drawn from."""
+"""Answers forced into a grammar: they fit, and their logprobs say what was drawn from."""
 
 import asyncio
 import json
@@ -16,10 +16,12 @@ from jsonschema_rs import validator_for
 from agentrft.core.config import EngineConfig
 from agentrft.core.errors import SamplerError, UserError
 from agentrft.core.protocols import Completion, SampleRequest
-from agentrft.core.task import Message, ToolSpec
+from agentrft.core.task import Message, ToolCall, ToolSpec
+from agentrft.core.trajectory import FinishReason
 from agentrft.inference.chat import ChatEnd, ChatRequest
 from agentrft.inference.embedded.engine import SampledToken
 from agentrft.inference.embedded.grammar import Grammar, Grammars, where_allowed
+from agentrft.inference.renderer import ChatRenderer
 from agentrft.inference.served import ServedModel, open_model
 from agentrft.inference.tokenizer import ChatTokenizer
 from agentrft.inference.turn_grammar import schema_grammar
@@ -51,9 +53,11 @@ def base(tmp_path_factory: pytest.TempPathFactory, write_chat_model: Callable[..
     return write_chat_model(tmp_path_factory.mktemp("base"))
 
 
+SMALL = EngineConfig(dtype="float32", threads=1, max_sequences=8)
+
+
 @asynccontextmanager
-async def opened(base: Path) -> AsyncIterator[ServedModel]:
-    config = EngineConfig(dtype="float32", threads=1, max_sequences=8)
+async def opened(base: Path, config: EngineConfig = SMALL) -> AsyncIterator[ServedModel]:
     model = await open_model(str(base), None, models=base.parent, config=config)
     try:
         yield model
@@ -230,22 +234,176 @@ def test_tools_and_a_schema_exclude_each_other(base: Path) -> None:
 
 
 def test_a_grammar_that_grows_beyond_its_limits_fails_its_own_answer_alone(base: Path) -> None:
+    ways = " | ".join(" ".join(["s"] * count) for count in range(2, 16))
+
     async def run() -> None:
         async with opened(base) as model:
-            grammar = begun(base, model, CHOICE)
-            grammar.take(model.renderer.encode("}")[0])
-            assert grammar.failed
-            sample = SampleRequest(prompt_ids=model.renderer.start(HI, ()), max_tokens=8, seed=1)
-
-            async def broken() -> None:
-                async for _ in model.engine.stream(sample, grammar=grammar):
-                    pass
-
+            free = SampleRequest(
+                prompt_ids=model.renderer.start(HI, ()),
+                max_tokens=200,
+                seed=1,
+                stop_token_ids=model.renderer.stop_token_ids,
+            )
+            too_many = replace(free, grammar=f'start: s "!"\ns: {ways} | /[a-z]/')
             failed, other = await asyncio.gather(
-                broken(), model.engine.sample(sample), return_exceptions=True
+                model.engine.sample(too_many), model.engine.sample(free), return_exceptions=True
             )
             assert isinstance(failed, SamplerError)
-            assert "JSON schema" in str(failed)
+            assert "grammar is too much" in str(failed)
             assert isinstance(other, Completion)
 
     asyncio.run(run())
+
+
+def test_a_grammar_needs_a_stop_token_and_must_be_one(base: Path) -> None:
+    async def run() -> None:
+        async with opened(base) as model:
+            prompt = model.renderer.start(HI, ())
+            endless = SampleRequest(prompt_ids=prompt, max_tokens=4, grammar='start: "a"')
+            with pytest.raises(SamplerError, match="the request names none"):
+                await model.engine.sample(endless)
+            broken = replace(
+                endless, grammar="start: nowhere", stop_token_ids=model.renderer.stop_token_ids
+            )
+            with pytest.raises(UserError, match=r"cannot be forced: .*nowhere"):
+                await model.engine.sample(broken)
+
+    asyncio.run(run())
+
+
+REFUND = ToolSpec(
+    name="refund",
+    description="Pay back.",
+    parameters={
+        "type": "object",
+        "properties": {"order_id": {"type": "string", "maxLength": 8}},
+        "required": ["order_id"],
+    },
+)
+
+
+def turn_request(model: ServedModel, *, must_call: bool, **options: Any) -> SampleRequest:
+    grammar = model.renderer.call_grammar([REFUND], first_turn_must_call=must_call)
+    request = SampleRequest(
+        prompt_ids=model.renderer.start(HI, [REFUND]),
+        max_tokens=300,
+        stop_token_ids=model.renderer.stop_token_ids,
+        grammar=grammar,
+    )
+    return replace(request, **options)
+
+
+def test_greedy_and_sampled_calls_are_the_same_alone_and_among_guesses(base: Path) -> None:
+    async def run() -> None:
+        async with opened(base) as model:
+            asked = [
+                turn_request(model, must_call=True, temperature=temperature, seed=seed)
+                for temperature, seed in ((0.0, 0), (1.0, 1), (1.0, 2), (0.7, 3))
+            ]
+            alone = [await model.engine.sample(one) for one in asked]
+            together = await asyncio.gather(*(model.engine.sample(one) for one in asked * 2))
+            assert [one.token_ids for one in together] == [one.token_ids for one in alone] * 2
+            assert model.engine.stats.accepted_tokens > 0
+            for one in alone:
+                turn = model.renderer.parse(one.token_ids, [REFUND])
+                assert turn.message.tool_calls
+                assert turn.parse_failures == ()
+
+    asyncio.run(run())
+
+
+def test_logprobs_under_a_grammar_are_not_those_of_training_and_others_are(base: Path) -> None:
+    async def run() -> tuple[list[float], list[float]]:
+        async with opened(base) as model:
+            differences: list[list[float]] = []
+            forced = turn_request(model, must_call=True, seed=4)
+            for request in (forced, replace(forced, grammar="", max_tokens=40)):
+                drawn = await model.engine.sample(request)
+                whole = (*request.prompt_ids, *drawn.token_ids)
+                (scored,) = await model.engine.score([whole])
+                pairs = zip(drawn.logprobs, scored[-len(drawn.logprobs) :], strict=True)
+                differences.append([own - trained for own, trained in pairs])
+            return differences[0], differences[1]
+
+    forced, free = asyncio.run(run())
+    assert min(forced) > -1e-3  # leaving tokens out makes the others likelier
+    assert max(forced) > 1.0
+    assert max(map(abs, free)) < 1e-3
+
+
+DESK = tuple(
+    ToolSpec(
+        name=name,
+        description="",
+        parameters={
+            "type": "object",
+            "properties": {key: {"type": kind} for key, kind in arguments.items()},
+            "required": list(arguments),
+        },
+    )
+    for name, arguments in (
+        ("find_customer", {"email": "string"}),
+        ("get_order", {"order_id": "string"}),
+        ("cancel_order", {"order_id": "string"}),
+        ("refund", {"order_id": "string", "amount": "number"}),
+        ("change_address", {"order_id": "string", "address": "string"}),
+        ("search_policy", {"topic": "string"}),
+        ("hand_over", {"reason": "string"}),
+    )
+)
+"""The tools of the support desk in `examples/`."""
+EXCHANGES = (
+    ("Where is my order W7654321?", "get_order", {"order_id": "W7654321"}, "It was shipped."),
+    ("Please cancel order W1111111.", "cancel_order", {"order_id": "W1111111"}, "It is cancelled."),
+    ("I want 12.50 back.", "refund", {"order_id": "W3333333", "amount": 12.5}, "It is paid back."),
+    ("Is that all?", "hand_over", {"reason": "more questions"}, "A colleague will answer."),
+)
+QUESTIONS = ("Where is W5555555?", "Cancel W4444444 please.", "Thank you!", "W9 is broken, pay me.")
+
+
+def desk_conversation(question: str) -> list[Message]:
+    messages = [Message(role="system", content="You are a support desk. Be brief.")]
+    for number, (asked, name, arguments, answer) in enumerate(EXCHANGES):
+        call = ToolCall(id=f"call_{number}", name=name, arguments=json.dumps(arguments))
+        messages += [
+            Message(role="user", content=asked),
+            Message(role="assistant", tool_calls=(call,)),
+            Message(role="tool", content="done", tool_call_id=call.id),
+            Message(role="assistant", content=answer),
+        ]
+    return [*messages, Message(role="user", content=question)]
+
+
+@pytest.mark.parametrize(("form", "turns"), [("calls", 200), ("call_first", 24)])
+def test_every_call_of_the_real_model_is_of_a_tool_and_fits_its_schema(
+    smollm2_folder: Path, form: str, turns: int
+) -> None:
+    must_call = form == "call_first"
+    fits = {tool.name: validator_for(dict(tool.parameters)) for tool in DESK}
+
+    async def run() -> tuple[list[Completion], ChatRenderer]:
+        async with opened(smollm2_folder, EngineConfig()) as model:
+            grammar = model.renderer.call_grammar(DESK, first_turn_must_call=must_call)
+            prompts = [model.renderer.start(desk_conversation(q), DESK) for q in QUESTIONS]
+            asked = [
+                SampleRequest(
+                    prompt_ids=prompts[seed % len(prompts)],
+                    max_tokens=128,
+                    seed=seed,
+                    stop_token_ids=model.renderer.stop_token_ids,
+                    grammar=grammar,
+                )
+                for seed in range(turns)
+            ]
+            drawn = await asyncio.gather(*(model.engine.sample(one) for one in asked))
+            return drawn, model.renderer
+
+    drawn, renderer = asyncio.run(run())
+    whole = [one for one in drawn if one.finish_reason is FinishReason.STOP]
+    read = [renderer.parse(one.token_ids, DESK) for one in whole]
+    assert len(whole) > 0.8 * turns  # the others were cut while they were still going
+    assert not any(turn.parse_failures for turn in read)
+    calls = [call for turn in read for call in turn.message.tool_calls]
+    assert all(fits[call.name].is_valid(json.loads(call.arguments)) for call in calls)
+    calling = sum(bool(turn.message.tool_calls) for turn in read)
+    assert calling == len(whole) if must_call else turns / 10 < calling < len(whole)
