@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -281,6 +282,7 @@ def fabricated(
 _DOWN = Failure(kind=FailureKind.INFRASTRUCTURE, where="tool 'get_order'", message="no answer")
 
 
+@lru_cache(maxsize=10_000)
 def _turns(
     order: str, failure: FailureClass | None, tokens: int
 ) -> tuple[tuple[Turn, ...], StopReason]:

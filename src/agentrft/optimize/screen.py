@@ -130,6 +130,7 @@ _NEWTON_STEPS = 50
 def _candidates(
     worth: Floats, gains: Floats, errors: Floats, counts: Sequence[int]
 ) -> tuple[tuple[int, ...], ...]:
+    worth = worth.round(9)  # between equals the baseline's setting, not the last digit, decides
     best = tuple(int(np.argmax(worth[k, :n])) for k, n in enumerate(counts))
     sparing = tuple(
         level if gains[k, level] > CLEAR * errors[k, level] else 0 for k, level in enumerate(best)

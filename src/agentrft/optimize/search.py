@@ -36,7 +36,7 @@ from agentrft.optimize.purse import Pair, Purse, interleaved, passes, requests, 
 from agentrft.optimize.race import Placed, race
 from agentrft.optimize.screen import screened
 from agentrft.optimize.supply import Name, large_treatments, useful_knobs
-from agentrft.optimize.trials import BudgetSpentError, Trials, passed
+from agentrft.optimize.trials import BudgetSpentError, TrialRequest, Trials, passed
 from agentrft.optimize.variants import Knob, Level, Variant, variant
 
 
@@ -124,14 +124,11 @@ class _Search:
 
     async def measure_baseline(self) -> None:
         """Roll the baseline out on feedback and dev."""
-        wanted = [
-            request
-            for sample in range(self.config.baseline_samples)
-            for split, tasks in (("feedback", self.feedback), ("dev", self.dev))
-            for request in requests(
-                self.baseline.variant, split, [(task, sample) for task in tasks], "baseline"
-            )
-        ]
+        wanted: list[TrialRequest] = []
+        for sample in range(self.config.baseline_samples):
+            feedback, dev = ([(task, sample) for task in of] for of in (self.feedback, self.dev))
+            wanted += requests(self.baseline.variant, "feedback", feedback, "baseline")
+            wanted += requests(self.baseline.variant, "dev", dev, "baseline")
         graded = await self.purse.afford(wanted)
         if len(graded) < len(wanted):
             self._note("the budget ended within the baseline's own rollouts")
