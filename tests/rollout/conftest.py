@@ -1,6 +1,7 @@
-"""The test chat format and the test server are imported by name, so they are on the path."""
+"""The test chat format and the test servers are imported by name, so they are on the path."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "egress")]

@@ -201,11 +201,16 @@ class EndpointSpeaker:
         return answer
 
     async def _posted(self, fields: Mapping[str, object], key: str) -> ChatReply | TurnedDown:
+        waited_s = 0.0
         while True:
             self.budget.check()
             try:
                 answer = await post(self._endpoint, fields, self._read, key=key)
             except LeftAloneError as error:
+                # One pause is waited out, and the probes at its end; a second one is an outage.
+                if waited_s and error.left_s:
+                    raise self.lost(str(error)) from error
+                waited_s += error.left_s
                 await self._wait(max(error.left_s, _LEAST_WAIT_S))
             except EndpointError as error:
                 raise self.lost(str(error)) from error
