@@ -64,7 +64,7 @@ def improve(
     allow_audit_findings: FindingsOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Run all stages: measure, warm start, reinforce, measure again, report."""
+    """Measure, search for a better spec, train as advised, measure again, report."""
     from agentrft.core.run import Method
     from agentrft.jobs.improve import improve as run_improve
     from agentrft.jobs.serving import require_weights
@@ -81,7 +81,8 @@ def improve(
     )
     console().print(terminal(result.report))
     console().print(f"report  {result.folder / 'report.html'}", highlight=False, soft_wrap=True)
-    console().print(f"weights {result.checkpoint.path}", highlight=False, soft_wrap=True)
+    if result.checkpoint:
+        console().print(f"weights {result.checkpoint.path}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -103,7 +104,7 @@ def train(
     """Train with one method and write checkpoints."""
     from agentrft.core.errors import ConfigError
     from agentrft.core.run import Method
-    from agentrft.jobs.improve import train as run_training
+    from agentrft.jobs.stages import train as run_training
     from agentrft.jobs.serving import require_weights
 
     if method not in (Method.SUPERVISED, Method.REINFORCEMENT):
@@ -156,11 +157,15 @@ def report(
     run: Annotated[str, typer.Argument(help="Run id, as `agentrft runs list` shows it.")],
     home: HomeOption = None,
 ) -> None:
-    """Print the table of an improvement again and rewrite its pages from what is stored."""
+    """Print the table of an improvement or a search again and rewrite its pages."""
+    from agentrft.core.run import Method
     from agentrft.jobs.improve import report_again
+    from agentrft.jobs.optimize import search_report_again
     from agentrft.measure.report import terminal
 
-    rebuilt, folder = report_again(open_home(home), run)
+    opened = open_home(home)
+    searched = opened.store.run(run).method is Method.OPTIMIZE
+    rebuilt, folder = (search_report_again if searched else report_again)(opened, run)
     console().print(terminal(rebuilt))
     console().print(f"report  {folder / 'report.html'}", highlight=False, soft_wrap=True)
 

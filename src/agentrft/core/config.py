@@ -242,6 +242,8 @@ class OptimizeConfig:
     """One-sided level of the confirmation, family-wise."""
     alpha_costly: float = 0.05
     """The same for specs that make rollouts dearer."""
+    retest_tasks: int = 60
+    """Validation tasks on which the spec is tested again once weights have changed."""
     small_data: int = 40
     """With fewer tasks nothing is searched: only treatments of frequent failures are confirmed."""
     reflection_model: str = ""

@@ -43,8 +43,12 @@ async def imitate(
     held_out: HeldOut | None = None,
     retention: Retention | None = None,
     follower: Follower | None = None,
+    spec_hash: str = "",
 ) -> Checkpoint:
-    """Train on demonstrations from `first_step` on and return the last checkpoint."""
+    """Train on demonstrations from `first_step` on and return the last checkpoint.
+
+    `spec_hash` names the spec under which they were rendered, for the record.
+    """
     follower = follower or ValidationLines(job)
     keeper = CheckpointKeeper(
         job,
@@ -55,6 +59,7 @@ async def imitate(
         retention=retention or Retention(),
         follower=follower,
         scores={},
+        spec_hash=spec_hash,
     )
     with job.progress.phase("supervised: steps", config.steps - first_step) as phase:
         async with keeper.snapshot_on(Stopped):
@@ -85,12 +90,17 @@ def mean_loss(trainer: Trainer, samples: Sequence[Sample]) -> float:
     return -sum(logprobs) / len(logprobs)
 
 
-def demonstration_samples(project: Project, renderer: DemonstrationRenderer) -> list[Sample]:
-    """Render the project's demonstrations exactly as a rollout would have produced them.
+def demonstration_samples(
+    project: Project,
+    renderer: DemonstrationRenderer,
+    demonstrations: Sequence[Demonstration] | None = None,
+) -> list[Sample]:
+    """Render conversations exactly as a rollout would have produced them; None takes the project's.
 
     Raises DataError for one that does not fit into the context.
     """
-    samples = rendered(project.demonstrations(), project, renderer)
+    given = project.demonstrations() if demonstrations is None else demonstrations
+    samples = rendered(given, project, renderer)
     limit = project.spec.limits.max_context_tokens
     for sample in samples:
         if len(sample.token_ids) > limit:

@@ -10,6 +10,7 @@ from html import escape
 from importlib.resources import files
 
 from agentrft.core.grade import GradedTrajectory
+from agentrft.measure.advice_section import advice_section
 from agentrft.measure.alarm_section import alarm_section
 from agentrft.measure.figures import Figure, color, figures
 from agentrft.measure.search_section import search_section
@@ -43,6 +44,7 @@ def page(given: ReportInput, summary: Summary) -> str:
             _cards(given, summary) if given.stages else "",
             _comparisons(summary.comparisons),
             search_section(given),
+            advice_section(given),
             alarm_section(given),
             *figure_blocks(charts),
             _samples(given),

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from agentrft.measure.advice_section import advice_lines
 from agentrft.measure.page import page
 from agentrft.measure.search_section import figures_table, search_tables
 from agentrft.measure.summary import (
@@ -89,6 +90,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "phase_s": given.phase_s,
         "config": given.config,
         "search": asdict(given.search) if given.search else None,
+        "advice": [asdict(advice) for advice in given.advice],
+        "retests": [asdict(retest) for retest in given.retests],
         **asdict(report.summary),
     }
     return cast(dict[str, Any], _finite(document))
@@ -101,6 +104,7 @@ def terminal(report: Report) -> RenderableType:
         parts.append(_comparisons_table(report.summary.comparisons))
     if report.given.search:
         parts += search_tables(report.given.search)
+    parts += advice_lines(report.given)
     parts.extend(Text(f"! {warning}", style="yellow") for warning in report.summary.warnings)
     return Group(*parts)
 

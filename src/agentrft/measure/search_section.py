@@ -56,7 +56,7 @@ def search_tables(summary: SearchSummary) -> list[RenderableType]:
             ("change", "without it (pp)", "95%", "screened (pp)", "95%"),
         )
         for knob, level in summary.chosen.items():
-            cells = [_plain(one) for one in _worth(summary, knob, level)]
+            cells = [plain(one) for one in _worth(summary, knob, level)]
             table.add_row(Text(f"{knob}: {level}"), *(text for cell in cells for text in cell))
         parts.append(table)
     if summary.confirmations:
@@ -66,7 +66,7 @@ def search_tables(summary: SearchSummary) -> list[RenderableType]:
         )
         for one in summary.confirmations:
             p = "<.001" if one.adjusted_p < 0.001 else f"{one.adjusted_p:.3f}"
-            difference = _plain(one.difference)
+            difference = plain(one.difference)
             table.add_row(Text(one.name), *difference, p, f"{one.alpha:g}", one.verdict)
         parts.append(table)
     others = [effect for effect in summary.effects if not _is_chosen(summary, effect)]
@@ -76,7 +76,7 @@ def search_tables(summary: SearchSummary) -> list[RenderableType]:
         )
         for effect in _by_effect(others):
             name = Text(f"{effect.knob}: {effect.level}")
-            table.add_row(name, *_plain(effect.effect), str(effect.rollouts), effect.source)
+            table.add_row(name, *plain(effect.effect), str(effect.rollouts), effect.source)
         parts.append(table)
     parts.append(Text(_plain_ledger(summary)))
     parts.extend(Text(f"! {note}", style="yellow") for note in summary.notes)
@@ -125,7 +125,7 @@ def _changes(summary: SearchSummary) -> str:
     rows = "".join(
         f"<tr><td>{escape(knob)}: {escape(level)}"
         f"<small>{escape(whys.get((knob, level), ''))}</small></td>"
-        f"{''.join(_cell(one) for one in _worth(summary, knob, level))}</tr>"
+        f"{''.join(cell(one) for one in _worth(summary, knob, level))}</tr>"
         for knob, level in summary.chosen.items()
     )
     return (
@@ -155,9 +155,9 @@ def _confirmations(confirmations: Sequence[Confirmation]) -> str:
         return ""
     rows = "".join(
         f"<tr><td>{escape(one.name)}<small>{escape(one.reason)}{_missing(one)}</small></td>"
-        f"{_cell(one.difference)}<td>{one.adjusted_p:.3f}<small>level {one.alpha:g}</small></td>"
-        f"{_cell(one.sampled_tokens, points=False)}{_cell(one.observed_tokens, points=False)}"
-        f"{_cell(one.tool_calls, points=False)}"
+        f"{cell(one.difference)}<td>{one.adjusted_p:.3f}<small>level {one.alpha:g}</small></td>"
+        f"{cell(one.sampled_tokens, points=False)}{cell(one.observed_tokens, points=False)}"
+        f"{cell(one.tool_calls, points=False)}"
         f'<td><span class="{_VERDICTS[one.verdict]}">{one.verdict}</span></td></tr>'
         for one in confirmations
     )
@@ -184,7 +184,7 @@ def _effects(effects: Sequence[KnobEffect]) -> str:
     rows = "".join(
         f"<tr><td>{escape(effect.knob)}: {escape(effect.level)}"
         f"<small>{escape(' · '.join(filter(None, (effect.source, *effect.treats))))}</small></td>"
-        f"<td>{_drawn(effect.effect)}</td>{_cell(effect.effect)}<td>{effect.rollouts}</td></tr>"
+        f"<td>{_drawn(effect.effect)}</td>{cell(effect.effect)}<td>{effect.rollouts}</td></tr>"
         for effect in _by_effect(effects)
     )
     return (
@@ -316,7 +316,8 @@ def _rate_cell(rate: Estimate | None) -> str:
     return f"<td>{rate.value:.0%}<small>{interval}</small></td>"
 
 
-def _cell(one: Interval | None, *, points: bool = True) -> str:
+def cell(one: Interval | None, *, points: bool = True) -> str:
+    """Return a cell with a difference and its interval, in points or as it is."""
     if one is None:
         return "<td>-</td>"
     if not points:
@@ -330,7 +331,8 @@ def _points(one: Interval) -> str:
     return f"{100 * one.value:+.1f} points, from {100 * one.low:+.1f} to {100 * one.high:+.1f}"
 
 
-def _plain(one: Interval | None) -> tuple[str, str]:
+def plain(one: Interval | None) -> tuple[str, str]:
+    """Return a difference and its interval in points, for a terminal."""
     if one is None:
         return "-", "-"
     return f"{100 * one.value:+.1f}", f"{100 * one.low:+.1f} {100 * one.high:+.1f}"

@@ -70,6 +70,22 @@ class DropOne:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retest:
+    """What a spec's changes are worth under new weights."""
+
+    after: str
+    """The stage that changed the weights."""
+    tasks: int
+    drop_one: tuple[DropOne, ...]
+    dropped: tuple[str, ...]
+    """Changes that were taken back."""
+    together: DropOne | None
+    """All of these taken back at once; None if there are not several."""
+    spec_hash: str
+    """What goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MixEntry:
     """One failure class in a sample of rollouts."""
 

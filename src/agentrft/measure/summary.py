@@ -12,8 +12,9 @@ from typing import Any
 
 from agentrft.core.grade import GradedTrajectory, Outcome
 from agentrft.core.run import RolloutRecord, Split, StepMetrics
+from agentrft.measure.advisor import Advice
 from agentrft.measure.monitors import Alarm
-from agentrft.measure.search_summary import SearchSummary
+from agentrft.measure.search_summary import Retest, SearchSummary
 from agentrft.measure.statistics import (
     Estimate,
     PairedDifference,
@@ -70,6 +71,10 @@ class ReportInput:
     """What a search before weights found; None if there was none."""
     search_examples: tuple[RolloutRecord, ...] = ()
     """The rollouts that `search` names."""
+    advice: tuple[Advice, ...] = ()
+    """In the order given, each after a measurement."""
+    retests: tuple[Retest, ...] = ()
+    """What the spec's changes were worth after each training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
