@@ -4,6 +4,7 @@
 together; the numbers of an advice, and what would change it, come from those tests.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -149,12 +150,18 @@ def _obstacle(step: NextStep, supply: Supply) -> str:
 
 
 def _sentence(rule: Rule, standing: Standing, supply: Supply, config: AdvisorConfig) -> str:
-    untreated = _untreated(supply)
-    classes = [entry.failure_class for entry in standing.mix if entry.failure_class in untreated]
+    failed: Counter[str] = Counter()
+    for task in standing.by_task:
+        failed.update({c: n for c, n in task.classes.items() if c in _untreated(supply)})
     return rule.sentence.format(
-        largest=classes[0] if classes else "none",
+        largest=failed.most_common(1)[0][0] if failed else "none",
         k=standing.samples,
-        needed=rollouts_needed(config.detectable, p=standing.pass_1.value, within=standing.within),
+        needed=rollouts_needed(
+            config.detectable,
+            p=standing.pass_1.value,
+            within=standing.within,
+            alpha=standing.alpha,
+        ),
     )
 
 

@@ -368,6 +368,7 @@ class _Case:
         match trajectory.stop_reason:
             case StopReason.MAX_TOKENS | StopReason.CONTEXT_FULL | StopReason.DEADLINE:
                 told = trajectory.failure.message if trajectory.failure else "cut by a limit"
+                told += f"; it was writing: {trajectory.turns[last].message.content}"
                 return _found(FailureClass.TRUNCATED, last, told)
             case StopReason.MAX_TURNS | StopReason.MAX_TOOL_CALLS:
                 calls = len(trajectory.tool_calls)

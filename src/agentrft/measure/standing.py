@@ -97,6 +97,8 @@ class Standing:
     holdout_tasks: int
     detectable: float
     """Smallest gain of pass@1 that the holdout shows with 80% power."""
+    alpha: float
+    """One-sided level at which it does."""
     prompt_tokens: float
     """System text, tools, demonstrations and the task itself."""
     observed_tokens: float
@@ -172,6 +174,7 @@ def standing(
             within=within,
             alpha=plan.alpha,
         ),
+        alpha=plan.alpha,
         prompt_tokens=fmean(g.trajectory.turns[0].observed_tokens for g in counted),
         observed_tokens=fmean(g.trajectory.observed_tokens for g in counted),
         sampled_tokens=fmean(g.trajectory.sampled_tokens for g in counted),

@@ -196,9 +196,15 @@ def variance_plot(found: Standing) -> tuple[Figure, ...]:
         for name, (tint, tasks) in kinds.items()
         if tasks
     ]
+    means = [0.0, 1.0, *(task.mean for task in found.by_task)]
+    most = max(0.5, *(task.sd for task in found.by_task))
     layout = plain_layout(
-        xaxis={"title": {"text": "mean score"}},
-        yaxis={"title": {"text": "standard deviation over repeats"}, "rangemode": "tozero"},
+        xaxis={"title": {"text": "mean score"}, "range": [min(means) - 0.05, max(means) + 0.05]},
+        yaxis={
+            "title": {"text": "standard deviation over repeats"},
+            "range": [-0.08 * most, 1.1 * most],
+        },
+        showlegend=True,
     )
     return (
         Figure(
@@ -281,7 +287,9 @@ def _evidence(found: Standing) -> str:
         (entry.failure_class, str(entry.rollouts), f"{entry.evidence} ({entry.example})")
         for entry in found.mix
     ]
-    return "<h2>An example of each class</h2>" + _html_table(("class", "rollouts", "seen"), shown)
+    return "<h2>An example of each class</h2>" + _html_table(
+        ("class", "rollouts", "seen"), shown, kind="prose"
+    )
 
 
 def _tools(found: Standing) -> str:
@@ -302,18 +310,18 @@ def _costs(result: PreflightResult) -> str:
     heading = "<h2>Audit of the grader</h2>" if graded else ""
     return (
         "<h2>What each next step would cost here</h2>"
-        + _html_table(("step", "estimate"), shown)
+        + _html_table(("step", "estimate"), shown, kind="prose")
         + heading
         + (_html_table(("", ""), graded) if graded else "")
     )
 
 
-def _html_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def _html_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, kind: str = "") -> str:
     top = "".join(f"<th>{escape(head)}</th>" for head in heads)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines
     )
-    return f'<div class="panel wide"><table><tr>{top}</tr>{body}</table></div>'
+    return f'<div class="panel wide {kind}"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
