@@ -240,6 +240,7 @@ def test_a_family_without_calls_refuses(renderers: Mapping[str, ChatRenderer]) -
         (a_tool(an_object(x={"not": {}})), "'refund' cannot be forced.*not.*decoding.grammar"),
         (a_tool(an_object(x={"type": "frob"})), "'refund' cannot be forced.*frob"),
         (a_tool(an_object(x={"type": "string", "pattern": "(?=a)"})), "look-around|regex"),
+        (a_tool(an_object(x={"type": "object", "required": True})), "of tool 'refund' cannot be"),
         (a_tool(name="re\nfund"), "could not be read"),
         (a_tool(name=""), "could not be read"),
     ],

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from llguidance import LLMatcher
 
-from agentrft.core.errors import UserError
+from agentrft.core.errors import UserError, boundary
 from agentrft.core.task import ToolSpec
 
 TEXT_CHARACTERS = 500
@@ -126,7 +126,9 @@ def _name(tool: ToolSpec) -> str:
 
 
 def _arguments(tool: ToolSpec) -> str:
-    term = f"%json {json.dumps({**call_schema(tool.parameters), 'x-guidance': _CALL_STYLE})}"
+    with boundary(UserError, f"the schema of tool {tool.name!r} cannot be read"):
+        schema = call_schema(tool.parameters)
+        term = f"%json {json.dumps({**schema, 'x-guidance': _CALL_STYLE})}"
     if reason := _refusal(term):
         raise UserError(
             f"the arguments of tool {tool.name!r} cannot be forced into its schema: {reason}; change "
@@ -202,7 +204,7 @@ class _Bounds:
 
 
 def _kept(key: str, value: Any) -> bool:
-    return key != "uniqueItems" and (key != "format" or value in _FORMATS)
+    return key != "uniqueItems" and (key != "format" or str(value) in _FORMATS)
 
 
 def _bound_values(schema: dict[str, Any], types: set[str]) -> None:
