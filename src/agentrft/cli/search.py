@@ -1,7 +1,7 @@
-"""Commands before any weight changes: preflight."""
+"""Commands before any weight changes: preflight, optimize."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,10 @@ from agentrft.cli.project import (
     run_job,
 )
 from agentrft.cli.terminal import HomeOption, console
+
+if TYPE_CHECKING:
+    from agentrft.jobs.context import Job
+    from agentrft.optimize.problem import Found
 
 app = typer.Typer()
 
@@ -50,3 +54,37 @@ def preflight(
     console().print(terminal(result))
     folder = opened.home.report(result.run_id)
     console().print(f"report  {folder / 'preflight.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def optimize(
+    project: ProjectArgument,
+    preset: PresetOption = "",
+    seed: SeedOption = 0,
+    resume: ResumeOption = False,
+    config: ConfigOption = "agent.toml",
+    *,
+    unsafe_graders: UnsafeOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Search for a better prompt and task structure, and prove it on the holdout."""
+    from agentrft.core.run import Method
+    from agentrft.jobs.optimize import optimize as run_optimize
+    from agentrft.jobs.optimize import search_report
+    from agentrft.measure.report import terminal
+
+    opened = opened_project(home, project, config, preset, unsafe_graders)
+
+    async def work(job: "Job") -> tuple["Job", "Found"]:
+        return job, await run_optimize(job, opened.project)
+
+    job, found = run_job(opened, Method.OPTIMIZE, seed, resume, work)
+    report, folder = search_report(job, opened.project.config, found.summary)
+    console().print(terminal(report))
+    lines = [f"report  {folder / 'report.html'}"]
+    if found.summary.promoted:
+        lines += [
+            f"spec    {job.folder / 'spec'}",
+            f"apply   agentrft spec apply {project} {job.run.id}",
+        ]
+    console().print("\n".join(lines), highlight=False, soft_wrap=True)

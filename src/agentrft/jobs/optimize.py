@@ -9,6 +9,7 @@ pool.json            the best specs, pairs of solved and failed rollouts, diffic
 """
 
 import hashlib
+from asyncio import Event
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from agentrft.inference.grader_model import GraderModel, GradingRequest
 from agentrft.jobs.context import Job
 from agentrft.jobs.holdout import holdout_looks
 from agentrft.jobs.ledger import Ledger
+from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import SPEC_FOLDER, Project, plain_spec
 from agentrft.jobs.serving import OpenModel, ServedModel, served_model
 from agentrft.jobs.trials import StoredTrials, keep_spec, spec_path
@@ -38,6 +40,7 @@ from agentrft.optimize.search import search
 from agentrft.optimize.splits import prepare
 from agentrft.optimize.variants import Variant
 from agentrft.store.codec import from_json, load_config, to_json
+from agentrft.store.home import Home
 from agentrft.store.spec_files import demonstration_rows, read_pool, write_spec
 
 SUMMARY, POOL, DEMONSTRATIONS = "summary.json", "pool.json", "demonstrations.jsonl"
@@ -240,8 +243,9 @@ def search_report(job: Job, config: ProjectConfig, summary: SearchSummary) -> tu
     return build_report(given), job.home.report(job.run.id)
 
 
-def search_report_again(job: Job) -> tuple[Report, Path]:
+def search_report_again(home: Home, run_id: str) -> tuple[Report, Path]:
     """Rebuild and write the report of a search that is done. Raises UserError if it is not."""
+    job = opened_run(home, run_id)
     config = load_config(ProjectConfig, job.run.config, job.run.id)
     report, folder = search_report(job, config, kept_summary(job))
     write_report(report, folder)
@@ -252,6 +256,11 @@ def search_examples(job: Job, summary: SearchSummary) -> tuple[RolloutRecord, ..
     """Return the rollouts that a summary shows as examples."""
     entries = (*summary.mix_before, *summary.mix_after)
     return tuple(rollouts_of(job, {entry.example for entry in entries if entry.example}).values())
+
+
+def opened_run(home: Home, run_id: str) -> Job:
+    """Return a run to read from. Raises StoreError if there is none of this id."""
+    return Job(home=home, run=home.store.run(run_id), progress=SilentProgress(), stop=Event())
 
 
 def rollouts_of(job: Job, wanted: set[str]) -> dict[str, RolloutRecord]:
