@@ -13,7 +13,7 @@ import pytest
 import torch
 from jsonschema_rs import validator_for
 
-from agentrft.core.config import EngineConfig
+from agentrft.core.config import EngineConfig, TrainerConfig
 from agentrft.core.errors import SamplerError, UserError
 from agentrft.core.protocols import Completion, SampleRequest
 from agentrft.core.task import Message, ToolCall, ToolSpec
@@ -25,6 +25,7 @@ from agentrft.inference.renderer import ChatRenderer
 from agentrft.inference.served import ServedModel, open_model
 from agentrft.inference.tokenizer import ChatTokenizer
 from agentrft.inference.turn_grammar import schema_grammar
+from agentrft.training.trainer import LocalTrainer
 
 VERDICT: Mapping[str, Any] = {
     "type": "object",
@@ -312,15 +313,17 @@ def test_greedy_and_sampled_calls_are_the_same_alone_and_among_guesses(base: Pat
     asyncio.run(run())
 
 
-def test_logprobs_under_a_grammar_are_not_those_of_training_and_others_are(base: Path) -> None:
+def test_logprobs_under_a_grammar_are_not_the_trainers_and_others_are(base: Path) -> None:
+    config = TrainerConfig(dtype="float32", threads=1)
+    trainer = LocalTrainer(base, config, loss="policy_gradient", canaries=[], seed=1)
+
     async def run() -> tuple[list[float], list[float]]:
         async with opened(base) as model:
             differences: list[list[float]] = []
             forced = turn_request(model, must_call=True, seed=4)
             for request in (forced, replace(forced, grammar="", max_tokens=40)):
                 drawn = await model.engine.sample(request)
-                whole = (*request.prompt_ids, *drawn.token_ids)
-                (scored,) = await model.engine.score([whole])
+                (scored,) = trainer.score([(*request.prompt_ids, *drawn.token_ids)])
                 pairs = zip(drawn.logprobs, scored[-len(drawn.logprobs) :], strict=True)
                 differences.append([own - trained for own, trained in pairs])
             return differences[0], differences[1]
