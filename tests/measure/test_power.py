@@ -83,6 +83,12 @@ def test_one_task_shows_nothing() -> None:
     assert minimum_detectable(1, 100, p=0.5) == 1
 
 
+def test_tasks_without_any_luck_still_have_to_change_often_enough_to_show() -> None:
+    for p in (0.0, 0.5, 1.0):
+        assert minimum_detectable(100, 1, p=p, within=0.0) == pytest.approx(0.0432, abs=1e-3)
+        assert sign_flip([1.0] * 4)[0] / 2 > 0.05 >= sign_flip([1.0] * 5)[0] / 2
+
+
 def test_no_gain_needs_no_number_of_rollouts() -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         rollouts_needed(0, p=0.5)

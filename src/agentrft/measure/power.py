@@ -30,13 +30,12 @@ def power(
 
     `samples` are rollouts of each task in each arm.
     """
-    if tasks < 2:
+    # A sign-flip test cannot reach its level on fewer rollouts that came out otherwise than this.
+    if tasks < 2 or effect * tasks * samples < math.log2(1 / alpha):
         return 0.0
     after = min(1.0, p + effect)
     chance = within * (p * (1 - p) + after * (1 - after)) / samples
     error = math.sqrt((chance + (SPREAD * effect) ** 2) / tasks)
-    if error == 0:
-        return float(effect > 0)
     beyond = float(t.ppf(1 - alpha, tasks - 1))
     return float(nct.sf(beyond, tasks - 1, effect / error))
 
@@ -54,7 +53,7 @@ def minimum_detectable(
     def missing(effect: float) -> float:
         return power(effect, tasks, samples, p=p, within=within, alpha=alpha) - POWER
 
-    if missing(1.0) <= 0:
+    if missing(1.0) <= 0:  # also where one task is all there is
         return 1.0
     return float(root_scalar(missing, bracket=(1e-6, 1.0), xtol=1e-4).root)
 
