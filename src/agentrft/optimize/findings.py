@@ -18,7 +18,7 @@ class Attempt:
     name: str
     settings: Mapping[str, str]
     ended: str
-    verdict: str = "not among the best"
+    verdict: str
 
 
 def tried(

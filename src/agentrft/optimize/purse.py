@@ -16,7 +16,7 @@ from agentrft.optimize.trials import (
 )
 from agentrft.optimize.variants import Variant
 
-BLOCK = 96
+BLOCK = 160
 """Rollouts that are asked for together; a budget ends a stage between two blocks."""
 
 Pair = tuple[Task, int]

@@ -31,7 +31,7 @@ from agentrft.optimize.findings import (
     tried,
 )
 from agentrft.optimize.leaks import withheld
-from agentrft.optimize.problem import Found, Known, Problem, Proposer, TaskSplits, Verified
+from agentrft.optimize.problem import Found, Known, Problem, Proposer, Verified
 from agentrft.optimize.purse import Pair, Purse, interleaved, passes, requests, schedule
 from agentrft.optimize.race import Placed, race
 from agentrft.optimize.screen import screened
@@ -93,7 +93,7 @@ class _Search:
         told: Callable[[str], None],
     ) -> None:
         self.problem, self.config, self.seed = problem, config, seed
-        splits: TaskSplits = problem.splits
+        splits = problem.splits
         self.small = len(splits.feedback) + len(splits.dev) < config.small_data
         self.feedback = self._shuffled("feedback", splits.feedback)[: config.baseline_tasks]
         self.dev = self._shuffled("dev", splits.dev)
@@ -103,7 +103,7 @@ class _Search:
         self.attempts: dict[str, Attempt] = {}
         self.made: dict[str, _Made] = {}
         """By variant name."""
-        self.baseline = self._make({})
+        self.baseline = self._make({}, verdict="what all others are compared with")
         self.ranking: list[Placed] = []
         self.by_score: list[Variant] = []
         """Better than the baseline by mean score only."""
@@ -112,13 +112,14 @@ class _Search:
         self.race_start = 0
         self.plateau = False
         self._told = told
+        self.most = min(3, max(1, config.finalists))
+        """Finalists."""
         self.pairs = self._holdout_pairs()
-        arms = min(3, max(1, config.finalists)) + 1
         self.purse = Purse(
             trials,
             rollouts=config.rollouts,
             minutes=config.minutes,
-            kept=arms * len(self.pairs) + len(self.feedback),
+            kept=(1 + self.most) * len(self.pairs) + len(self.feedback),
             holdout=splits.holdout,
         )
 
@@ -178,7 +179,7 @@ class _Search:
                 knobs,
                 self._mix(self.baseline),
                 least=LARGE_CLASS,
-                most=min(3, self.config.finalists),
+                most=self.most,
             )
         ]
 
@@ -276,14 +277,15 @@ class _Search:
             mix_after=mix_after,
             spent=asdict(self.purse.spent),
             minimum_detectable=self._detectable(before),
-            plateau=self.plateau,
+            plateau=self.plateau or (bool(self.ranking) and winner is None),
             notes=tuple(self.notes),
         )
-        ranked = [one.variant for one in self.ranking if one.variant.name != chosen.variant.name]
+        ranked = [one.variant for one in self.ranking]
+        ranked = ranked[: next((n for n, one in enumerate(ranked) if one.is_baseline), None)]
         return Found(
             chosen=chosen.variant.spec,
             summary=summary,
-            pool=tuple([chosen.variant, *ranked][:POOL]),
+            pool=tuple([chosen.variant, *(one for one in ranked if one != chosen.variant)][:POOL]),
             promising=tuple(promising),
             verified=Verified(
                 demonstrations=solved_conversations(
@@ -303,7 +305,8 @@ class _Search:
             await self.purse.afford(requests(base.variant, "feedback", pairs, purpose))
         mix = self._mix(base)
         if not mix:
-            self._note("no feedback rollout failed; there is nothing to treat")
+            seen = "failed" if self._rollouts(base) else "was paid for"
+            self._note(f"no feedback rollout {seen}; there is nothing to treat")
             return []
         # What is not there cannot be read: dev and holdout stay with the search.
         readable = replace(self.problem.splits, dev=(), holdout=())
@@ -352,6 +355,7 @@ class _Search:
         wanted = interleaved([row.variant for row in rows], "dev", pairs, purpose)
         graded = await self.purse.afford(wanted, unit=len(rows))
         complete = len(graded) // len(rows)
+        self._told(f"{purpose}: {len(rows)} combinations of {len(knobs)} knobs, {complete} tasks")
         if complete < min(LEAST_PAIRS, each):
             self._note(f"{purpose}: the budget held too little of it")
             return []
@@ -389,14 +393,13 @@ class _Search:
         """Halve the field on dev tasks the screen did not use; the baseline and `base` stay in."""
         always = list({one.hash: one for one in (self.baseline, base)}.values())
         start = self.race_start = self.cursor
-        finish = min(3, self.config.finalists)
         placed = await race(
             [one.variant for one in (*always, *candidates)],
             len(always),
             self.purse,
             lambda count: schedule(self.dev, start, count),
             tasks=self.config.race_tasks,
-            finish=finish,
+            finish=self.most,
             threshold=self.problem.pass_threshold,
             name=f"race {number}",
         )
@@ -422,8 +425,7 @@ class _Search:
                 "solved tasks, so they wait as promising"
             )
         finalists = [one for one in better if one.pass_rate > baseline.pass_rate]
-        most = min(3, self.config.finalists)
-        return [self.made[one.variant.name] for one in finalists[:most]]
+        return [self.made[one.variant.name] for one in finalists[: self.most]]
 
     async def _drop_one(
         self, made: _Made, knobs: Sequence[Knob], purpose: str
@@ -465,14 +467,21 @@ class _Search:
         new = {knob: knob.levels[n - 1] for knob, n in zip(knobs, levels, strict=True) if n}
         return self._make({**base.changes, **new}, ended=ended)
 
-    def _make(self, changes: Mapping[Knob, Level], *, ended: str = "baseline") -> _Made:
+    def _make(
+        self,
+        changes: Mapping[Knob, Level],
+        *,
+        ended: str = "baseline",
+        verdict: str = "not among the best",
+    ) -> _Made:
         """Return the spec with these changes; the same changes are the same spec."""
         made = variant(self.problem.baseline, changes)
         if made.name not in self.made:
             held = _Made(variant=made, hash=made.spec.hash, changes=dict(changes))
             self.made[made.name] = held
             self.attempts.setdefault(
-                held.hash, Attempt(name=made.name, settings=made.settings, ended=ended)
+                held.hash,
+                Attempt(name=made.name, settings=made.settings, ended=ended, verdict=verdict),
             )
         return self.made[made.name]
 
@@ -515,7 +524,7 @@ class _Search:
         if self.small:
             samples = max(samples, math.ceil(SMALL_HOLDOUT / len(tasks)))
         pairs = [(task, sample) for sample in range(samples) for task in tasks]
-        most = config.rollouts // 2 // (1 + min(3, max(1, config.finalists)))
+        most = config.rollouts // 2 // (1 + self.most)
         if len(pairs) > most:
             self._note(f"the budget holds {most} of the confirmation's {len(pairs)} pairs")
         return pairs[:most]
