@@ -1,8 +1,8 @@
-"""The jobs' tests talk in the character chat of the rollout tests, so both folders are on the path."""
+"""The jobs' tests use the character chat of the rollout tests and the server of the egress tests."""
 
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-for folder in (HERE, HERE.parent / "rollout"):
+for folder in (HERE, HERE.parent / "rollout", HERE.parent / "egress"):
     sys.path.insert(0, str(folder))
