@@ -29,6 +29,8 @@ from agentrft.store.home import Home
 from agentrft.training.checkpoint import verify_checkpoint
 from agentrft.training.credit import LossName
 
+ROOM_TOKENS = 4096
+"""Context that specs of a search may ask for; the engine's cache grows only as it is used."""
 CANARIES = 6
 """Conversations that serve as canary sequences of the policy identity check."""
 
@@ -220,7 +222,9 @@ def served_model(
     engine = EmbeddedEngine(
         files.folder,
         engine_config,
-        max_context_tokens=project.config.limits.max_context_tokens,
+        max_context_tokens=max(
+            project.spec.limits.max_context_tokens, min(files.context_length, ROOM_TOKENS)
+        ),
     )
     try:
         yield OpenWeights(
