@@ -3,7 +3,7 @@
 Shares are shown in percent, their changes in percentage points, each with its 95% interval.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from rich import box
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrft.core.run import RolloutRecord
+from agentrft.measure.figures import color
 from agentrft.measure.search_summary import Confirmation, KnobEffect, SearchSummary, Tried
 from agentrft.measure.statistics import Estimate, PairedDifference
 from agentrft.measure.summary import ReportInput
@@ -21,7 +22,7 @@ Interval = Estimate | PairedDifference
 
 _SCALE = 60.0
 """Percentage points at the ends of a drawn interval."""
-_BEFORE, _AFTER = "#8a919e", "#2f7fe0"
+_BEFORE, _AFTER = color(0), color(1)
 _VERDICTS = {"promoted": "good", "promising": "soft", "rejected": "bad"}
 
 
@@ -40,7 +41,7 @@ def search_section(given: ReportInput) -> str:
             _confirmations(summary.confirmations),
             _effects(summary.effects),
             _mix(summary, examples),
-            *(_example(record) for record in examples.values()),
+            *_examples(summary, examples),
             _tried(summary.tried),
             _ledger(summary),
         )
@@ -53,7 +54,7 @@ def search_tables(summary: SearchSummary) -> list[RenderableType]:
     if summary.chosen:
         table = figures_table(
             "What was promoted, and what each change is worth",
-            ("change", "without it (pp)", "95%", "screened (pp)", "95%"),
+            ("change", "adds (pp)", "95%", "screened (pp)", "95%"),
         )
         for knob, level in summary.chosen.items():
             cells = [plain(one) for one in _worth(summary, knob, level)]
@@ -155,7 +156,7 @@ def _confirmations(confirmations: Sequence[Confirmation]) -> str:
         return ""
     rows = "".join(
         f"<tr><td>{escape(one.name)}<small>{escape(one.reason)}{_missing(one)}</small></td>"
-        f"{cell(one.difference)}<td>{one.adjusted_p:.3f}<small>level {one.alpha:g}</small></td>"
+        f"{cell(one.difference)}<td>{escape(_p(one.adjusted_p))}<small>level {one.alpha:g}</small></td>"
         f"{cell(one.sampled_tokens, points=False)}{cell(one.observed_tokens, points=False)}"
         f"{cell(one.tool_calls, points=False)}"
         f'<td><span class="{_VERDICTS[one.verdict]}">{one.verdict}</span></td></tr>'
@@ -216,7 +217,7 @@ def _drawn(effect: Interval) -> str:
     )
 
 
-def _mix(summary: SearchSummary, examples: dict[str, RolloutRecord]) -> str:
+def _mix(summary: SearchSummary, examples: Mapping[str, RolloutRecord]) -> str:
     """Failure classes before and after as bars, each with a link to its example."""
     before = {entry.failure_class: entry for entry in summary.mix_before}
     after = {entry.failure_class: entry for entry in summary.mix_after}
@@ -236,7 +237,7 @@ def _mix(summary: SearchSummary, examples: dict[str, RolloutRecord]) -> str:
             f"<td>{bars}</td><td>{links}</td></tr>"
         )
     told = (
-        f'Grey is the baseline, <span style="color:{_AFTER}">blue</span> the chosen spec.'
+        f'Grey is the baseline, <span style="color:{_AFTER}">colour</span> the chosen spec.'
         if after
         else "Of the baseline."
     )
@@ -254,15 +255,21 @@ def _bar(share: float, tint: str) -> str:
     )
 
 
-def _example(record: RolloutRecord) -> str:
+def _examples(summary: SearchSummary, examples: Mapping[str, RolloutRecord]) -> Iterable[str]:
+    for label, mix in (("baseline", summary.mix_before), ("chosen spec", summary.mix_after)):
+        for entry in mix:
+            if entry.example in examples:
+                yield _example(f"{entry.failure_class} · {label}", examples[entry.example])
+
+
+def _example(shows: str, record: RolloutRecord) -> str:
     trajectory, grade = record.graded.trajectory, record.graded.grade
     asked = "".join(block(m.role, m.content) for m in trajectory.prompt if m.role == "user")
     score = "not graded" if grade.score is None else f"score {grade.score:.2f}"
-    label = f"{record.family} · {trajectory.task_id}" if record.family else trajectory.task_id
     return (
         f'<details class="panel sample evidence" id="{escape(trajectory.id)}">'
-        f'<summary>{escape(label)} <span class="soft">{score} · spec '
-        f'{escape(trajectory.spec_hash)}</span></summary><div class="body">{asked}'
+        f'<summary>{escape(shows)} <span class="soft">{escape(trajectory.task_id)}, {score}</span>'
+        f'</summary><div class="body">{asked}'
         f"{''.join(turn_blocks(turn) for turn in trajectory.turns)}</div></details>"
     )
 
@@ -325,6 +332,10 @@ def cell(one: Interval | None, *, points: bool = True) -> str:
     mark = ' class="good"' if one.low > 0 else ' class="bad"' if one.high < 0 else ""
     interval = f"{100 * one.low:+.1f} to {100 * one.high:+.1f}"
     return f"<td><span{mark}>{100 * one.value:+.1f} pp</span><small>{interval}</small></td>"
+
+
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _points(one: Interval) -> str:
