@@ -4,7 +4,7 @@ All names are canonical; what the model is told is in its own. One `GuardState` 
 """
 
 import json
-import re
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -19,8 +19,6 @@ from agentrft.rollout.tools import ArgumentsError, read_object
 READ_SHOWN = 3
 """Latest readings that a held call is answered with."""
 _READING = Rendering(max_characters=500)
-
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
 Key = tuple[str, str]
 
@@ -238,7 +236,7 @@ def _coerced(raw: str, schema: Mapping[str, Any]) -> str:
         inside = json.loads(text)
     except (ValueError, RecursionError):
         return raw
-    if isinstance(inside, float) and not _NUMBER.fullmatch(text):
+    if isinstance(inside, float) and not math.isfinite(inside):
         return raw
     return _coerced(text, schema) if any(_fits(inside, kind) for kind in kinds) else raw
 

@@ -25,6 +25,7 @@ Members = list[tuple[str, str]]
 """Keys of a JSON object with the texts of their values."""
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LIKE_A_NAME = r"(?=['\"`:=({]| has no argument)"
 _BLANK = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
@@ -203,7 +204,11 @@ class Names:
         return self._tools.get(name, name)
 
     def told(self, text: str, tool: str) -> str:
-        """Return a tool's error in the model's names; values that a schema lists stay as they are."""
+        """Return a tool's error in the model's names.
+
+        A name that is an ordinary word is one only where it is written like one; values that a
+        schema lists stay as they are.
+        """
         form = self.forms.get(tool)
         names = {**self._tools, **dict(form.renamed() if form else ())}
         if form:
@@ -213,7 +218,10 @@ class Names:
         if not names:
             return text
         longest_first = sorted(names, key=len, reverse=True)
-        pattern = "|".join(re.escape(name) for name in longest_first)
+        pattern = "|".join(
+            re.escape(name) + (_LIKE_A_NAME if name.isalpha() and name.islower() else "")
+            for name in longest_first
+        )
         return re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", lambda found: names[found[0]], text)
 
 
