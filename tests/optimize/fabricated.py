@@ -149,6 +149,8 @@ class FakeTrials:
     budget: int = 100_000
     kept: dict[tuple[str, str, str, int], GradedTrajectory] = field(default_factory=dict[Any, Any])
     requests: list[TrialRequest] = field(default_factory=list[TrialRequest])
+    hashes: dict[int, tuple[AgentSpec, str]] = field(default_factory=dict[int, Any])
+    """By identity; holds the specs, so that none takes another's place."""
 
     async def roll_out(self, requests: Sequence[TrialRequest]) -> list[GradedTrajectory]:
         await asyncio.sleep(0)
@@ -156,11 +158,17 @@ class FakeTrials:
             raise BudgetSpentError("the budget is spent")
         self.requests += requests
         for request in requests:
-            self.kept.setdefault(key(request), self.rule(request))
-        return [self.kept[key(request)] for request in requests]
+            self.kept.setdefault(self.key(request), self.rule(request))
+        return [self.kept[self.key(request)] for request in requests]
 
     def missing(self, requests: Sequence[TrialRequest]) -> int:
-        return len({key(request) for request in requests} - self.kept.keys())
+        return len({self.key(request) for request in requests} - self.kept.keys())
+
+    def key(self, request: TrialRequest) -> tuple[str, str, str, int]:
+        spec = request.spec
+        if id(spec) not in self.hashes:
+            self.hashes[id(spec)] = (spec, spec.hash)
+        return self.hashes[id(spec)][1], request.split, request.task.id, request.sample
 
     async def ask(self, question: Question) -> list[str]:
         await asyncio.sleep(0)
@@ -169,10 +177,6 @@ class FakeTrials:
     @property
     def spent(self) -> Spent:
         return Spent(rollouts=len(self.kept))
-
-
-def key(request: TrialRequest) -> tuple[str, str, str, int]:
-    return request.spec.hash, request.split, request.task.id, request.sample
 
 
 @dataclass

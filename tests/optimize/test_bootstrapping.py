@@ -14,8 +14,9 @@ from fabricated import (
 )
 
 from agentrft.core.config import Decoding, Limits
+from agentrft.core.grade import GradedTrajectory
 from agentrft.core.spec import AgentSpec
-from agentrft.core.task import Message
+from agentrft.core.task import Message, Task
 from agentrft.optimize.bootstrapping import ENOUGH, ROUND, Bootstrapping, characters, demonstration
 from agentrft.optimize.trials import TrialRequest
 
@@ -80,7 +81,7 @@ def test_families_that_fail_most_are_shown_first() -> None:
     assert offered["1 static"].change(AgentSpec()).shown.pool[0].id == "shown-3"
 
 
-def nothing_for(one):
+def nothing_for(one: Task) -> GradedTrajectory:
     return rollout(one, answer="No.", score=0.0)
 
 
