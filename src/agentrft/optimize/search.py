@@ -308,13 +308,10 @@ class _Search:
             seen = "failed" if self._rollouts(base) else "was paid for"
             self._note(f"no feedback rollout {seen}; there is nothing to treat")
             return []
-        # What is not there cannot be read: dev and holdout stay with the search.
-        readable = replace(self.problem.splits, dev=(), holdout=())
         known = Known(
             problem=replace(
                 self.problem,
                 baseline=base.variant.spec,
-                splits=readable,
                 demonstrations=tuple(
                     one for one in self.problem.demonstrations if not self.withheld.holds(one)
                 ),
