@@ -1,7 +1,7 @@
 """Checks between model and tools: what the tool got, what the model was told, what is recorded."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -46,7 +46,7 @@ class Shop(Environment):
 
 def rolled_out(
     guards: Guards,
-    *turns: list[tuple[str, Mapping[str, Any]]],
+    *turns: Sequence[tuple[str, Mapping[str, Any]]],
     views: Mapping[str, ToolView] | None = None,
 ) -> tuple[Trajectory, list[str]]:
     """Play the turns; return the record, and what the model saw before each next turn."""
