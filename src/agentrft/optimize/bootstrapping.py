@@ -12,9 +12,8 @@ from itertools import zip_longest
 from agentrft.core.grade import GradedTrajectory
 from agentrft.core.spec import AgentSpec, Shown
 from agentrft.core.task import Demonstration, Message, Task
-from agentrft.measure.diagnosis import FailureClass
 from agentrft.optimize.edits import both, decoding, roomier
-from agentrft.optimize.evidence import answered, evidence
+from agentrft.optimize.evidence import OWN_FAILURES, answered, evidence
 from agentrft.optimize.leaks import withheld
 from agentrft.optimize.problem import Known
 from agentrft.optimize.trials import BudgetSpentError, TrialRequest, passed
@@ -44,7 +43,7 @@ class Bootstrapping:
                 Knob(
                     name="demonstrations",
                     levels=levels,
-                    treats=tuple(c for c in FailureClass if c is not FailureClass.INFRASTRUCTURE),
+                    treats=OWN_FAILURES,
                     source="demonstrations",
                     costs=True,
                 ),

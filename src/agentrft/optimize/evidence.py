@@ -13,6 +13,9 @@ from agentrft.optimize.leaks import request_of
 from agentrft.optimize.problem import Known, Problem
 from agentrft.optimize.trials import passed
 
+OWN_FAILURES = tuple(c for c in FailureClass if c is not FailureClass.INFRASTRUCTURE)
+"""The classes that are the agent's own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:

@@ -20,7 +20,7 @@ from agentrft.core.grade import GradedTrajectory
 from agentrft.core.task import Task
 from agentrft.measure.diagnosis import diagnose, successes
 from agentrft.measure.statistics import sign_flip
-from agentrft.optimize.evidence import evidence
+from agentrft.optimize.evidence import OWN_FAILURES, evidence
 from agentrft.optimize.problem import Known
 from agentrft.optimize.reflection import (
     Seen,
@@ -252,11 +252,12 @@ class _Run:
             )
             for number, (mean, texts) in enumerate(ranked[: self.proposer.best], 1)
         )
+        knob = Knob(name="gepa", levels=levels, treats=OWN_FAILURES, source="gepa")
         self.known.told(
             f"gepa: {self.proposals} proposals, {len(ranked)} kept, "
             f"{len(self.requested)} rollouts asked for"
         )
-        return (Knob(name="gepa", levels=levels, source="gepa"),) if levels else ()
+        return (knob,) if levels else ()
 
 
 @dataclass(kw_only=True)
