@@ -33,17 +33,17 @@ environment = "tools.py:Desk"
 [limits]
 max_context_tokens = 100000
 [methods.optimize]
-rollouts = 900
-configurations = 8
+rollouts = 500
+configurations = 4
 screen_rollouts = 8
-race_tasks = 12
+race_tasks = 8
 baseline_samples = 1
 rounds = 1
 """
 WORDS = "apple brook cedar delta ember flint grove heron inlet jewel".split()
 
 
-def a_project(folder: Path, *, toml: str = TOML, rows: int = 50) -> Project:
+def a_project(folder: Path, *, toml: str = TOML, rows: int = 24) -> Project:
     """Tasks that share no prompt, each of its own family."""
     folder.mkdir()
     (folder / "tools.py").write_text(TOOLS)

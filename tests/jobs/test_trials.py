@@ -10,7 +10,7 @@ import trial_builders
 from builders import yes_or_no
 from trial_builders import a_search, a_spec, counted, some_trials, wanted
 
-from agentrft.core.errors import SamplerError, StoreError
+from agentrft.core.errors import PausedError, SamplerError, StoreError
 from agentrft.core.grade import GradedTrajectory, Outcome
 from agentrft.core.protocols import SampleRequest
 from agentrft.core.run import RolloutRecord
@@ -175,6 +175,24 @@ def test_a_rollout_that_infrastructure_spoils_twice_is_returned_as_it_is(tmp_pat
     resumed = some_trials(a_search(tmp_path))
     assert roll_out(resumed, wanted(a_spec(), tasks=1)) == [graded]
     assert resumed.spent.rollouts == 2
+
+
+def test_a_search_pauses_when_a_whole_batch_is_lost_and_resuming_tries_it_again(
+    tmp_path: Path,
+) -> None:
+    async def fail(request: SampleRequest) -> None:
+        raise SamplerError("no engine")
+
+    trials = some_trials(a_search(tmp_path), ScriptedSampler(yes_or_no, before=fail))
+    with pytest.raises(PausedError, match=r"all 10 rollouts.*sampler.*no engine"):
+        roll_out(trials, wanted(a_spec()))
+    assert trials.spent.rollouts == 20
+    resumed = some_trials(a_search(tmp_path))
+    graded = roll_out(resumed, wanted(a_spec()))
+    assert all(one.outcome is Outcome.SCORED for one in graded)
+    assert resumed.spent.rollouts == 30
+    assert accounted(resumed) == len(counted(tmp_path).opened)
+    assert roll_out(some_trials(a_search(tmp_path)), wanted(a_spec())) == graded
 
 
 def test_no_rollout_of_a_batch_that_exceeds_the_budget_is_begun(tmp_path: Path) -> None:

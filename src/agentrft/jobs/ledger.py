@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,7 +21,7 @@ from agentrft.optimize.trials import SearchSplit, Spent
 from agentrft.store.codec import from_json, to_json
 
 ATTEMPTS = 2
-"""Tries of a rollout that infrastructure spoiled; the last one is the answer."""
+"""Tries of a rollout that infrastructure spoils; the last one is the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,16 @@ class Asked:
     """Empty for the agent's own."""
 
 
-_KINDS: dict[str, type[Begun | Ended | Asked]] = {"begin": Begun, "end": Ended, "ask": Asked}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storm:
+    """A line: infrastructure spoiled all of a batch; what it spoiled so far may be tried again."""
+
+    line: Literal["storm"] = "storm"
+    clock_s: float
+
+
+Line = Begun | Ended | Asked | Storm
+_KINDS: dict[str, type[Line]] = {"begin": Begun, "end": Ended, "ask": Asked, "storm": Storm}
 
 
 class Ledger:
@@ -90,6 +100,8 @@ class Ledger:
         self._began = clock()
         self._clock_s = 0.0
         """Wall clock when the last process wrote last."""
+        self.attempts = ATTEMPTS
+        """Tries that a rollout has by now."""
         self._begins = 0
         self._running: set[str] = set()
         self._begun: dict[str, Begun] = {}
@@ -149,17 +161,21 @@ class Ledger:
             )
         )
 
+    def storm(self) -> None:
+        """Write that all of a batch was lost."""
+        self._write(Storm(clock_s=self.seconds))
+
     def answer(self, key: RolloutKey) -> str | None:
         """Return the trajectory that answers a request; None if it must be run."""
         attempt = self.next_attempt(key)
         if attempt == 0:
             return None
         last = self._ended[self._attempts[key, attempt - 1]]
-        return last.trajectory if attempt == ATTEMPTS or not last.lost else None
+        return None if last.lost and attempt < self.attempts else last.trajectory
 
     def next_attempt(self, key: RolloutKey) -> int:
         """Return how many attempts of a request have ended."""
-        return next(n for n in range(ATTEMPTS + 1) if (key, n) not in self._attempts)
+        return next(n for n in count() if (key, n) not in self._attempts)
 
     def completion(self, question: str, sample: int) -> str | None:
         """Return a completion that is kept."""
@@ -192,7 +208,7 @@ class Ledger:
             by_purpose=dict(Counter(self._begun[line.trajectory].purpose for line in ended)),
         )
 
-    def _lines(self) -> Iterator[Begun | Ended | Asked]:
+    def _lines(self) -> Iterator[Line]:
         if not self._path.exists():
             return
         text = self._path.read_bytes()
@@ -210,13 +226,13 @@ class Ledger:
                     f"{self._path} line {number} cannot be read: {error}; start a new run"
                 ) from error
 
-    def _write(self, line: Begun | Ended | Asked) -> None:
+    def _write(self, line: Line) -> None:
         # Unbuffered: one write for a line, so that no kill leaves half of two.
         with self._path.open("ab", buffering=0) as file:
             file.write(to_json(line) + b"\n")
         self._take(line)
 
-    def _take(self, line: Begun | Ended | Asked) -> None:
+    def _take(self, line: Line) -> None:
         match line:
             case Begun():
                 self._begins += 1
@@ -227,3 +243,5 @@ class Ledger:
                 self._attempts[begun.key, begun.attempt] = line.trajectory
             case Asked():
                 self._asked[line.question, line.sample] = line
+            case Storm():
+                self.attempts += ATTEMPTS

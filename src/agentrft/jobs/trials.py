@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from agentrft.core.errors import PausedError
 from agentrft.core.grade import GradedTrajectory, Outcome
 from agentrft.core.run import RolloutRecord, RolloutSplit
 from agentrft.core.seeds import derive_seed
 from agentrft.core.spec import AgentSpec
 from agentrft.core.usage import TokenUsage
 from agentrft.jobs.context import Job
-from agentrft.jobs.ledger import ATTEMPTS, Ledger, RolloutKey
+from agentrft.jobs.ledger import Ledger, RolloutKey
 from agentrft.optimize.trials import (
     BudgetSpentError,
     Question,
@@ -32,6 +33,8 @@ STORED_AS: Mapping[SearchSplit, RolloutSplit] = {
     "holdout": "holdout",
 }
 QUESTION_TIMEOUT_S = 120.0
+STORM = 8
+"""Rollouts of a batch that are all lost from which the search pauses."""
 
 
 class StoredTrials:
@@ -59,7 +62,8 @@ class StoredTrials:
     async def roll_out(self, requests: Sequence[TrialRequest]) -> list[GradedTrajectory]:
         """Run what is not kept, in the order given, and return the results in that order.
 
-        Raises BudgetSpentError before anything runs, Stopped if the user asks to stop.
+        Raises BudgetSpentError before anything runs, Stopped if the user asks to stop, PausedError
+        if infrastructure spoils all of it.
         """
         keys = self._keys(requests)
         missing = self._not_kept(keys, requests)
@@ -132,13 +136,14 @@ class StoredTrials:
 
             work = in_order([one(key, request) for key, request in missing.items()])
             graded = await self._job.unless_stopped(work)
+        self._check_storm(graded)
         return dict(zip(missing, graded, strict=True))
 
     async def _roll_out(self, key: RolloutKey, request: TrialRequest) -> GradedTrajectory:
         """Run one rollout, once more if infrastructure spoiled it."""
         setup, task = self._setup_of(key.spec, request.spec), request.task
         graded: GradedTrajectory | None = None
-        for attempt in range(self.ledger.next_attempt(key), ATTEMPTS):
+        for attempt in range(self.ledger.next_attempt(key), self.ledger.attempts):
             # Specs share seeds, with evaluations too, so that paired differences compare specs and
             # not luck, and a confirmed spec need not be measured again.
             seed = derive_seed(key.seed, "evaluation", task.id, key.sample, attempt)
@@ -182,6 +187,19 @@ class StoredTrials:
                 f"{spent.seconds / 60:.1f} minutes are over, {self._seconds / 60:g} are the budget; "
                 "raise methods.optimize.minutes"
             )
+
+    def _check_storm(self, graded: Sequence[GradedTrajectory]) -> None:
+        """Pause a search that would go on to decide upon nothing."""
+        lost = [one for one in graded if one.outcome is Outcome.INFRASTRUCTURE_FAULT]
+        if len(lost) < max(STORM, len(graded)):
+            return
+        self.ledger.storm()
+        failure = lost[0].trajectory.failure or lost[0].grade.failure
+        told = f"{failure.where}: {failure.message}" if failure else "nobody knows why"
+        raise PausedError(
+            f"all {len(lost)} rollouts of a batch were lost, the first to {told}; "
+            "repair it and go on with --resume, which tries them again"
+        )
 
     def _setup_of(self, name: str, spec: AgentSpec) -> RolloutSetup:
         if name not in self._setups:
