@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from byte_chat import a_policy, a_setup, calls, decode, play, requests, says
 
-from agentrft.core.spec import AgentSpec, Guards, Precondition, ToolView
+from agentrft.core.spec import AgentSpec, Guards, Precondition, Rendering, ToolView
 from agentrft.core.task import Task
 from agentrft.core.trajectory import Trajectory
 from agentrft.rollout.environment import Environment, python_environment
@@ -135,6 +135,20 @@ def test_a_precondition_is_told_in_the_models_names() -> None:
     assert "Error: pay can only run after look has succeeded with the same order<" in saw[0]
     (result,) = trajectory.tool_results
     assert (result.name, result.guard, result.is_error) == ("refund", "preconditions", True)
+    assert result.content.startswith("Error: refund can only run after get_order")
+    assert result.content.endswith("with the same order_id")
+
+
+def test_what_guards_say_is_recorded_in_canonical_names() -> None:
+    views = {"get_order": ToolView(name="look", rendering=Rendering(max_characters=2))}
+    guards = Guards(block_duplicates=True, check_first=("refund",))
+    look = [("look", {"order_id": "W1"})]
+    trajectory, saw = rolled_out(guards, look, look, [REFUND], views=views)
+    _, again, held = trajectory.tool_results
+    assert again.content.endswith("It said: W1 open")
+    assert saw[1].endswith("It said: W1\n[5 of 7 characters left out]<|e|><|s|>assistant\n")
+    assert 'get_order {"order_id": "W1"}: W1 open' in held.content
+    assert 'look {"order_id": "W1"}: W1\n[5 of 7' in saw[2]
 
 
 def test_a_precondition_on_a_hidden_tool_does_not_bind() -> None:

@@ -5,7 +5,7 @@ All names are canonical; what the model is told is in its own. One `GuardState` 
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -39,7 +39,23 @@ class _Success:
     """A call that ran and was not turned down."""
 
     call: ToolCall
-    shown: str
+    result: ToolResult
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """How a text names calls and results: as the model does, or canonically."""
+
+    call: Callable[[ToolCall], ToolCall]
+    result: Callable[[ToolResult], str]
+
+    def line(self, call: ToolCall) -> str:
+        """Return a call on one line."""
+        named = self.call(call)
+        return f"{named.name} {named.arguments or '{}'}"
+
+
+_CANONICAL = _Words(call=lambda call: call, result=lambda result: result.content)
 
 
 class GuardState:
@@ -53,7 +69,8 @@ class GuardState:
         self, guards: Guards, tools: Sequence[ToolSpec], written: Callable[[ToolCall], ToolCall]
     ) -> None:
         """`written` gives a call as the model would write it."""
-        self._guards, self._written = guards, written
+        self._guards = guards
+        self._models = _Words(call=written, result=seen)
         self._names = {tool.name for tool in tools}
         self._writers = {*guards.check_first, *guards.confirm}
         if any(tool.read_only for tool in tools):
@@ -71,17 +88,15 @@ class GuardState:
         guards, key = self._guards, _key(call)
         confirmed = self._last_held == key
         self._last_held = None
-        if refusal := self._unmet(call):
-            return _held(call, repairs, "preconditions", refusal, is_error=True)
+        if rule := self._unmet(call):
+            answer = _answer(call, "preconditions", repairs)
+            told = self._telling(answer, lambda words: self._precondition(rule, words))
+            return Admission(call=call, repairs=repairs, answer=replace(told, is_error=True))
         if guards.block_duplicates and key in self._said:
-            earlier = self._said[key]
-            told = _repeated(earlier) if earlier else ""
-            failed = earlier is not None and earlier.is_error
-            return _held(call, repairs, "block_duplicates", told, is_error=failed)
-        if call.name in guards.check_first and key not in self._checked:
-            return _held(call, repairs, "check_first")
-        if call.name in guards.confirm and not confirmed:
-            return _held(call, repairs, "confirm")
+            answer = self._repeating(_answer(call, "block_duplicates", repairs), self._said[key])
+            return Admission(call=call, repairs=repairs, answer=answer)
+        if guard := self._holding(call, confirmed=confirmed):
+            return Admission(call=call, repairs=repairs, answer=_answer(call, guard, repairs))
         self._checked.discard(key)
         self._said[key] = None
         return Admission(call=call, repairs=repairs)
@@ -96,11 +111,12 @@ class GuardState:
         match result.guard:
             case "":
                 self._note(key, call, result)
-            case "block_duplicates" if not result.content and (said := self._said.get(key)):
+            case "block_duplicates" if not result.content:
                 # The same call of its own turn has finished by now.
-                result = replace(result, content=_repeated(said), is_error=said.is_error)
-            case "check_first" | "confirm":
-                result = replace(result, content=self._question(call, result.guard))
+                result = self._repeating(result, self._said.get(key))
+            case "check_first" | "confirm" as guard:
+                tell = self._check if guard == "check_first" else _confirmation
+                result = self._telling(result, lambda words: tell(call, words))
                 self._checked.add(key)
                 self._last_held = key
             case _:
@@ -116,49 +132,70 @@ class GuardState:
                 if said is not None and (said.is_error or stale):
                     del self._said[other]
             self._succeeded.pop(key, None)
-            self._succeeded[key] = _Success(call, seen(result))
+            self._succeeded[key] = _Success(call, result)
         self._said[key] = result
 
-    def _unmet(self, call: ToolCall) -> str:
-        """Say which precondition a call lacks; those on tools that are not here do not bind."""
-        for rule in self._guards.preconditions:
-            after = [name for name in rule.after if name in self._names]
-            if rule.tool == call.name and after and not self._met(rule, after, call):
-                names = " or ".join(self._form(name).name for name in after)
-                same = ""
-                if rule.same_argument:
-                    own = self._form(call.name, rule.same_argument).arguments
-                    same = f" with the same {next(iter(json.loads(own)))}"
-                mine = self._form(call.name).name
-                return f"Error: {mine} can only run after {names} has succeeded{same}"
-        return ""
+    def _holding(self, call: ToolCall, *, confirmed: bool) -> str:
+        """Return the guard that holds a call until it is made again; empty if none does."""
+        if call.name in self._guards.check_first and _key(call) not in self._checked:
+            return "check_first"
+        return "confirm" if call.name in self._guards.confirm and not confirmed else ""
 
-    def _form(self, name: str, parameter: str = "") -> ToolCall:
-        arguments = json.dumps({parameter: 0} if parameter else {})
-        return self._written(ToolCall(id="", name=name, arguments=arguments))
+    def _unmet(self, call: ToolCall) -> Precondition | None:
+        """Return a precondition that a call lacks; those on tools that are not here do not bind."""
+        rules = (rule for rule in self._guards.preconditions if rule.tool == call.name)
+        return next((rule for rule in rules if not self._met(rule, call)), None)
 
-    def _met(self, rule: Precondition, after: Collection[str], call: ToolCall) -> bool:
-        earlier = [one.call for one in self._succeeded.values() if one.call.name in after]
+    def _met(self, rule: Precondition, call: ToolCall) -> bool:
+        if not self._names.intersection(rule.after):
+            return True
+        earlier = [one.call for one in self._succeeded.values() if one.call.name in rule.after]
         if not rule.same_argument:
             return bool(earlier)
         wanted = _argument(call, rule.same_argument)
         had = [_argument(one, rule.same_argument) for one in earlier]
         return wanted is not None and wanted in had
 
-    def _question(self, call: ToolCall, guard: str) -> str:
-        written = _line(self._written(call))
-        if guard == "confirm":
-            return (
-                f"Not run yet, for it cannot be undone: {written}\n"
-                "If it is right, make the same call again as your next one."
-            )
+    def _telling(self, result: ToolResult, tell: Callable[[_Words], str]) -> ToolResult:
+        content, shown = tell(_CANONICAL), tell(self._models)
+        return replace(result, content=content, shown=None if shown == content else shown)
+
+    def _repeating(self, result: ToolResult, earlier: ToolResult | None) -> ToolResult:
+        """Answer with what the call said before; nothing yet while it runs."""
+        if earlier is None:
+            return result
+        # The words before it also keep a grader from taking it for what the tool said.
+        again = "The same call was made before and is not run again. It said: "
+        told = self._telling(result, lambda words: again + words.result(earlier))
+        return replace(told, is_error=earlier.is_error)
+
+    def _precondition(self, rule: Precondition, words: _Words) -> str:
+        own = ToolCall(id="", name=rule.tool, arguments=json.dumps({rule.same_argument: 0}))
+        named = words.call(own)
+        calls = (ToolCall(id="", name=name, arguments="{}") for name in rule.after)
+        after = " or ".join(words.call(one).name for one in calls if one.name in self._names)
+        same = next(iter(json.loads(named.arguments)))
+        suffix = f" with the same {same}" if rule.same_argument else ""
+        return f"Error: {named.name} can only run after {after} has succeeded{suffix}"
+
+    def _check(self, call: ToolCall, words: _Words) -> str:
         reads = [one for one in self._succeeded.values() if one.call.name not in self._writers]
         lines = [
-            f"{_line(self._written(one.call))}: {cut(one.shown, _READING)}"
+            f"{words.line(one.call)}: {cut(words.result(one.result), _READING)}"
             for one in reads[-READ_SHOWN:]
         ]
         read = "\n".join(["Read so far:", *lines]) if lines else "Nothing was read so far."
-        return f"Not run yet: {written}\n{read}\nIs it right? If so, make the same call again."
+        return (
+            f"Not run yet: {words.line(call)}\n{read}\n"
+            "Is it right? If so, make the same call again."
+        )
+
+
+def _confirmation(call: ToolCall, words: _Words) -> str:
+    return (
+        f"Not run yet, for it cannot be undone: {words.line(call)}\n"
+        "If it is right, make the same call again as your next one."
+    )
 
 
 def seen(result: ToolResult) -> str:
@@ -166,27 +203,8 @@ def seen(result: ToolResult) -> str:
     return result.content if result.shown is None else result.shown
 
 
-def _held(
-    call: ToolCall, repairs: tuple[str, ...], guard: str, told: str = "", *, is_error: bool = False
-) -> Admission:
-    answer = ToolResult(
-        call_id=call.id,
-        name=call.name,
-        content=told,
-        guard=guard,
-        repairs=repairs,
-        is_error=is_error,
-    )
-    return Admission(call=call, repairs=repairs, answer=answer)
-
-
-def _repeated(earlier: ToolResult) -> str:
-    # The words before it also keep a grader from taking it for what the tool said.
-    return f"The same call was made before and is not run again. It said: {seen(earlier)}"
-
-
-def _line(call: ToolCall) -> str:
-    return f"{call.name} {call.arguments or '{}'}"
+def _answer(call: ToolCall, guard: str, repairs: tuple[str, ...]) -> ToolResult:
+    return ToolResult(call_id=call.id, name=call.name, content="", guard=guard, repairs=repairs)
 
 
 def _key(call: ToolCall) -> Key:
