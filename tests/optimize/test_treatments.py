@@ -78,12 +78,20 @@ def test_turns_are_taken_where_no_success_needed_them() -> None:
 
 def test_cut_rollouts_get_longer_turns_whatever_room_others_gave() -> None:
     one = task(1)
-    cut = rollout(one, score=0.0, stop=StopReason.MAX_TOKENS, finish=FinishReason.LENGTH)
     cut = rollout(one, ("get_order", {}, "x"), score=0.0, stop=StopReason.MAX_TOKENS)
     knob = Situation([(one, cut)]).knobs(Treatments())["length"]
     roomy = AgentSpec(limits=Limits(max_context_tokens=10_000))
     limits = knob.levels[0].change(roomy).limits
     assert (limits.max_turn_tokens, limits.max_context_tokens) == (512, 15_000)
+
+
+def test_rambling_is_met_with_a_grammar_and_not_with_more_tokens() -> None:
+    one = task(1)
+    rambled = rollout(one, score=0.0, answer="Oh no " * 40, finish=FinishReason.LENGTH)
+    spent = rollout(one, score=0.0, stop=StopReason.MAX_TOKENS)
+    knobs = Situation([*SOLVED, (one, rambled), (one, spent)]).knobs(Treatments())
+    assert "length" not in knobs
+    assert levels(knobs["call grammar"]).keys() == {"call first", "well-formed calls"}
 
 
 def test_error_hints_reach_tools_with_a_rendering_of_their_own() -> None:

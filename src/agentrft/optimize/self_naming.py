@@ -21,6 +21,8 @@ from agentrft.optimize.trials import BudgetSpentError, Question
 from agentrft.optimize.variants import Knob, Level
 
 SAMPLES = 24
+TEMPERATURE = 0.7
+"""Small models write at 1.0 what comes to nobody twice."""
 MOST = 32
 """Questions of one search, at most: tools first, then awkward parameters."""
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
@@ -147,7 +149,10 @@ def _question(kind: str, told: str) -> Question:
     for example, name in (*_EXAMPLES, (told, "")):
         lines += [f"Description: {example}", f"Name: {name}".rstrip()]
     return Question(
-        messages=(Message(role="user", content="\n".join(lines)),), samples=SAMPLES, max_tokens=16
+        messages=(Message(role="user", content="\n".join(lines)),),
+        samples=SAMPLES,
+        temperature=TEMPERATURE,
+        max_tokens=16,
     )
 
 

@@ -7,7 +7,7 @@ level needs to know it reads from solved rollouts and demonstrations, never from
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from agentrft.core.trajectory import FinishReason, StopReason
+from agentrft.core.trajectory import FinishReason, StopReason, Trajectory
 from agentrft.measure.diagnosis import FailureClass
 from agentrft.optimize.descriptions import argument_notes, when_not_to_use, when_to_use
 from agentrft.optimize.edits import (
@@ -19,7 +19,13 @@ from agentrft.optimize.edits import (
     scaling,
     viewing,
 )
-from agentrft.optimize.evidence import Evidence, evidence, failures_by_class, parameters_of
+from agentrft.optimize.evidence import (
+    Evidence,
+    evidence,
+    failures_by_class,
+    made_steps,
+    parameters_of,
+)
 from agentrft.optimize.problem import Known, Problem
 from agentrft.optimize.variants import Knob, Level
 
@@ -160,15 +166,21 @@ def _fewer_turns(problem: Problem, seen: Evidence) -> Iterator[Level]:
 
 
 def _length(problem: Problem, seen: Evidence) -> Iterator[Level]:
-    ends = [graded.trajectory for _, graded in seen.failed]
-    full = sum(one.stop_reason is StopReason.CONTEXT_FULL for one in ends)
-    spent = sum(one.stop_reason is StopReason.MAX_TOKENS for one in ends)
-    cut = sum(any(t.finish_reason is FinishReason.LENGTH for t in one.turns) for one in ends)
-    if full or spent or cut:
-        why = f"context full {full} times, tokens spent {spent} times, a turn cut in {cut}"
+    """Longer turns help those that were at work when they were cut, not those that rambled."""
+    ends = [graded for _, graded in seen.failed if _cut(graded.trajectory)]
+    working = [graded for graded in ends if made_steps(graded)]
+    if working and 4 * len(working) >= len(ends):
+        full = sum(g.trajectory.stop_reason is StopReason.CONTEXT_FULL for g in working)
+        why = f"{len(working)} of {len(ends)} cut rollouts had called a tool; {full} filled the context"
         room = scaling(max_context_tokens=2)
         tokens = scaling(max_tokens=2, max_turn_tokens=2, max_context_tokens=1.5)
         yield Level(name="twice", change=both(tokens, room) if full else tokens, why=why)
+
+
+def _cut(trajectory: Trajectory) -> bool:
+    if trajectory.stop_reason in (StopReason.CONTEXT_FULL, StopReason.MAX_TOKENS):
+        return True
+    return any(turn.finish_reason is FinishReason.LENGTH for turn in trajectory.turns)
 
 
 def _retries(problem: Problem, seen: Evidence) -> Iterator[Level]:
@@ -177,7 +189,7 @@ def _retries(problem: Problem, seen: Evidence) -> Iterator[Level]:
 
 C = FailureClass
 TREATMENTS = (
-    Treatment("call grammar", (C.MALFORMED_CALL, C.UNKNOWN_TOOL, C.NO_CALL), _grammar),
+    Treatment("call grammar", (C.MALFORMED_CALL, C.UNKNOWN_TOOL, C.NO_CALL, C.TRUNCATED), _grammar),
     Treatment("call repair", (C.UNKNOWN_TOOL, C.WRONG_ARGUMENTS), _repair),
     Treatment("when to use tools", (C.WRONG_TOOL, C.NO_CALL, C.EARLY_STOP), _descriptions),
     Treatment("argument notes", (C.WRONG_ARGUMENTS,), _notes),
@@ -191,7 +203,7 @@ TREATMENTS = (
     Treatment("length", (C.TRUNCATED, C.MALFORMED_CALL), _length, costs=True),
     Treatment(
         "temperature",
-        tuple(c for c in C if c not in (C.INFRASTRUCTURE, C.TRUNCATED, C.TOO_MANY_CALLS)),
+        tuple(c for c in C if c not in (C.INFRASTRUCTURE, C.TOO_MANY_CALLS)),
         _temperature,
     ),
     Treatment("retries", (C.INFRASTRUCTURE,), _retries),
