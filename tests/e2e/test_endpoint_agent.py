@@ -15,10 +15,12 @@ from live import Live, live_server
 from agentrft.core.config import EngineConfig
 from agentrft.core.grade import Outcome
 from agentrft.core.run import Method, RolloutRecord
+from agentrft.core.task import ToolCall
 from agentrft.core.trajectory import Trajectory
-from agentrft.inference.chat import ChatClient
+from agentrft.inference.chat import ChatClient, ChatRequest
 from agentrft.inference.embedded.engine import EmbeddedEngine
 from agentrft.inference.renderer import load_renderer
+from agentrft.inference.scripted import Answer, ScriptedChat, scripted_answer
 from agentrft.jobs.improve import measure
 from agentrft.jobs.project import Project, open_project
 from agentrft.jobs.starter import write_starter
@@ -113,3 +115,26 @@ def test_a_project_whose_agent_writes_calls_as_text_is_evaluated_end_to_end(
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
     assert all(turn.usage and turn.usage.prompt_tokens > 100 for turn in turns)
     assert all(turn.message.content or turn.message.tool_calls for turn in turns)
+
+
+def test_calls_and_results_pass_our_own_server_in_both_directions(tmp_path: Path) -> None:
+    def looks_up_and_answers(request: ChatRequest) -> Answer:
+        if request.messages[-1].role == "tool":
+            return scripted_answer("Your loan is looked after.")
+        call = ToolCall(id="call_1", name="get_loan", arguments='{"loan_id": "L1"}')
+        return scripted_answer("Let me see.", call)
+
+    chat = ScriptedChat(looks_up_and_answers)
+    with live_server(tmp_path / "api", chat) as live:
+        trajectories = evaluated(a_project(tmp_path / "loans", live, "native"), tmp_path / "home")
+    for trajectory in trajectories:
+        first, last = trajectory.turns
+        assert first.message.content == "Let me see."
+        assert [c.name for c in first.message.tool_calls] == ["get_loan"]
+        assert first.tool_results[0].content == "no loan L1"
+        assert last.message.content == "Your loan is looked after."
+    answered = [r.messages[-2:] for r in chat.requests if r.messages[-1].role == "tool"]
+    assert len(answered) == TASKS
+    for said, result in answered:
+        assert said.content == "Let me see."
+        assert (result.name, result.content) == ("get_loan", "no loan L1")

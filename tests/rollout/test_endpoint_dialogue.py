@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ TOO_LONG = reply('{"error": {"message": "maximum context length is 4096"}}', 400
 
 @dataclass
 class Played:
-    """What came of rollouts that were played one after the other."""
+    """What came of some rollouts."""
 
     speaker: EndpointSpeaker
     server: RawServer
@@ -74,6 +73,7 @@ class Played:
 def play(
     *replies: Raw,
     times: int = 1,
+    at_once: bool = False,
     policy: Policy | None = None,
     spent: TokenUsage | None = None,
     **config: Any,
@@ -96,9 +96,13 @@ def play(
                 open_environment=python_environment(Desk),
                 grader=EnvironmentGrader(),
             )
-            for seed in range(times):
+            rollouts = [run_episode(setup, a_task(), seed=seed) for seed in range(times)]
+            if at_once:
+                played.rollouts += await asyncio.gather(*rollouts)
+                return played
+            for rollout in rollouts:
                 try:
-                    played.rollouts.append(await run_episode(setup, a_task(), seed=seed))
+                    played.rollouts.append(await rollout)
                 except AgentRFTError as error:
                     played.error = error
             return played
@@ -219,6 +223,15 @@ def test_a_model_that_writes_calls_as_text_is_taken_at_its_word() -> None:
     assert played.bodies[1]["messages"][-1]["role"] == "user"
     (told,) = played.told
     assert "writes calls as text" in told
+
+
+def test_rollouts_that_are_under_way_when_text_is_found_out_lose_no_call() -> None:
+    both = asyncio.Barrier(2)
+    together = replace(WRITES_CALL, before=both.wait)
+    played = play(together, together, DONE, times=2, at_once=True)
+    assert scored(played) == [1.0, 1.0]
+    assert ["tools" in body for body in played.bodies] == [True, True, False, False]
+    assert len(played.told) == 1
 
 
 def test_a_model_that_called_natively_before_is_quoted_and_not_obeyed() -> None:
@@ -346,15 +359,17 @@ def test_a_grammar_is_refused_before_anything_is_sent() -> None:
     assert played.server.requests == []
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_wrong_key_or_model_stops_the_run_at_its_first_call(status: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("status", "requests"), [(401, 1), (403, 1), (404, 2)])
+def test_a_wrong_key_or_model_stops_the_run_at_its_first_call(
+    status: int, requests: int, tmp_path: Path
+) -> None:
     (tmp_path / "key").write_text(KEY)
     echo = reply(json.dumps({"error": f"not for Bearer {KEY}"}), status)
-    played = play(echo, api_key_file=str(tmp_path / "key"), calls="native")
+    played = play(echo, api_key_file=str(tmp_path / "key"))
     assert isinstance(played.error, ConfigError)
     assert f"HTTP {status}" in str(played.error)
     assert KEY not in str(played.error)
-    assert len(played.server.requests) == 1
+    assert len(played.server.requests) == requests
 
 
 def test_a_key_that_is_turned_down_later_spoils_one_rollout() -> None:
@@ -388,13 +403,13 @@ def test_the_budget_stops_the_run_before_the_next_call_and_says_what_was_spent()
 
 
 def test_money_is_counted_from_prices_and_from_what_was_spent_before() -> None:
-    prices: Mapping[str, Any] = {"input_price": 1e4, "output_price": 5e4, "most_money": 5.0}
+    prices: dict[str, Any] = {"input_price": 1e4, "output_price": 5e4, "most_money": 5.0}
     before = TokenUsage(prompt_tokens=50, completion_tokens=20)
     played = play(LOOKS_UP, DONE, spent=before, **prices)
     assert played.speaker.budget.money == pytest.approx(1.5 + 2 * 2.0)
     assert scored(played) == [1.0]
     assert isinstance(
-        play(LOOKS_UP, spent=before, **{**prices, "most_money": 1.5}).error, PausedError
+        play(LOOKS_UP, spent=before, **dict(prices, most_money=1.5)).error, PausedError
     )
     with pytest.raises(ConfigError, match="most_money bounds nothing"):
         EndpointSpeaker(AgentEndpoint(base_url="http://127.0.0.1/v1", model="m", most_money=1.0))

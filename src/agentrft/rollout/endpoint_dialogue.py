@@ -21,6 +21,7 @@ from agentrft.egress.client import EndpointReply, Wait, idempotency_key
 from agentrft.egress.errors import EndpointError, LeftAloneError, TryAgain
 from agentrft.egress.limits import Clock
 from agentrft.egress.openai_api import (
+    UNKNOWN_FORM,
     ChatReply,
     TurnedDown,
     api_endpoint,
@@ -112,8 +113,7 @@ class EndpointSpeaker:
         self._told, self._wait = told, wait
         self.budget = Budget(config=config, spent=spent or TokenUsage())
         self._text = config.calls == "text"
-        self._settled = config.calls != "auto"
-        self._took_tools = False
+        self._took_tools = self._called_natively = config.calls != "auto"
         self._bound_name = "max_tokens"
         """Every server knows this name or says so; some would silently ignore the newer one."""
         self._answered = self._estimated = False
@@ -139,23 +139,26 @@ class EndpointSpeaker:
         calling = TextCalls(tools) if self._text and tools else NativeCalls(tools)
         sent = calling.opening(messages)
         answer = await self._asked(calling, sent, request, trace_id)
-        open_question = bool(tools) and not self._settled and not self._text
-        if isinstance(answer, TurnedDown) and open_question and not self._took_tools:
-            text = TextCalls(tools)
+        if calling.name == "text" or not tools:
+            return calling, sent, self._answer(answer)
+        text = TextCalls(tools)
+        if (
+            isinstance(answer, TurnedDown)
+            and answer.status in UNKNOWN_FORM
+            and not self._took_tools
+        ):
             plainly = text.opening(messages)
             second = await self._asked(text, plainly, request, trace_id)
             if isinstance(second, ChatReply):
-                self._settle_on_text(f"it turns `tools` down ({answer.reason})")
-                return text, plainly, second
+                self._write_text(f"it turns `tools` down ({answer.reason})")
+                return text, plainly, self._answer(second)
         reply = self._answer(answer)
-        if not open_question:
-            return calling, sent, reply
         self._took_tools = True
         if reply.message.get("tool_calls"):
-            self._settled = True
-        elif written_calls(reply.text, tools)[1] and not self._settled:
-            self._settle_on_text("its model writes calls as text")
-            return TextCalls(tools), TextCalls(tools).opening(messages), reply
+            self._called_natively = True
+        elif written_calls(reply.text, tools)[1] and not self._called_natively:
+            self._write_text("its model writes calls as text")
+            return text, text.opening(messages), reply
         return calling, sent, reply
 
     async def turn(
@@ -265,10 +268,10 @@ class EndpointSpeaker:
             )
         return estimate
 
-    def _settle_on_text(self, reason: str) -> None:
-        if not self._settled:
+    def _write_text(self, reason: str) -> None:
+        if not self._text:
             self._told(f"{self.where}: calls are written as text from now on, for {reason}")
-        self._settled = self._text = True
+        self._text = True
 
 
 class EndpointDialogue:
