@@ -22,6 +22,8 @@ Interval = Estimate | PairedDifference
 
 _SCALE = 60.0
 """Percentage points at the ends of a drawn interval."""
+_MANY = 6
+"""Failure classes that a change is meant for, from which they are not listed."""
 _BEFORE, _AFTER = color(0), color(1)
 _VERDICTS = {"promoted": "good", "promising": "soft", "rejected": "bad"}
 
@@ -110,7 +112,7 @@ def _outcome(summary: SearchSummary) -> str:
     told = [escape(_plain_outcome(summary))]
     if summary.minimum_detectable is not None:
         told.append(
-            f"A gain of {100 * summary.minimum_detectable:.1f} points or more would have shown here "
+            f"The holdout shows gains of {100 * summary.minimum_detectable:.1f} points or more "
             "with 80% power."
         )
     if summary.plateau:
@@ -184,7 +186,7 @@ def _effects(effects: Sequence[KnobEffect]) -> str:
         return ""
     rows = "".join(
         f"<tr><td>{escape(effect.knob)}: {escape(effect.level)}"
-        f"<small>{escape(' · '.join(filter(None, (effect.source, *effect.treats))))}</small></td>"
+        f"<small>{escape(_meant_for(effect))}</small></td>"
         f"<td>{_drawn(effect.effect)}</td>{cell(effect.effect)}<td>{effect.rollouts}</td></tr>"
         for effect in _by_effect(effects)
     )
@@ -195,6 +197,11 @@ def _effects(effects: Sequence[KnobEffect]) -> str:
         '<div class="panel wide"><table class="words"><tr><th>change</th><th></th><th>effect</th>'
         f"<th>rollouts</th></tr>{rows}</table></div>"
     )
+
+
+def _meant_for(effect: KnobEffect) -> str:
+    treats = effect.treats if len(effect.treats) < _MANY else ("most failures",)
+    return " · ".join((effect.source, *treats))
 
 
 def _by_effect(effects: Iterable[KnobEffect]) -> list[KnobEffect]:
