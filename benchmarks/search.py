@@ -1,6 +1,6 @@
 """Our search against the usual one, at equal rollouts, where the truth is planted.
 
-    python benchmarks/search.py                 # 200 seeds of each world, 5 minutes of one core
+    python benchmarks/search.py                 # 200 seeds of each world, about 6 minutes of one core
     python benchmarks/search.py --seeds 40
 
 *Ours* is `optimize.search` as it ships: screen, race, confirmation. *Gate* is what prompt optimisers
