@@ -94,7 +94,8 @@ class Guards:
     nearest_names: bool = False
     """A tool or parameter name that is nearly right is taken for the nearest one."""
     block_duplicates: bool = False
-    """The same call with the same arguments is not run again; it is answered with what it said."""
+    """The same call with the same arguments is not run again; it is answered with what it said.
+    A reading may be repeated once something was changed, a refused call once another succeeded."""
     preconditions: tuple[Precondition, ...] = ()
     check_first: tuple[str, ...] = ()
     """Tools that change something: the first call is held and answered with what was read so far
