@@ -58,17 +58,17 @@ def test_the_shortest_success_of_each_task_is_shown() -> None:
     (level,) = situation.knobs(Bootstrapping())["demonstrations"].levels
     (made,) = level.change(AgentSpec()).shown.pool
     assert made.messages[-1].content == "Done."
-    assert level.name == "1 static"
+    assert level.name == "first 1"
 
 
 def test_many_demonstrations_offer_the_nearest_and_one_per_family() -> None:
     given = tuple(shown(n, family=f"family {n % 5}") for n in range(20))
     knob = Situation(demonstrations=given).knobs(Bootstrapping())["demonstrations"]
     offered = levels(knob)
-    assert list(offered) == ["3 nearest", "6 nearest", "5 covering", "3 static"]
-    nearest = offered["6 nearest"].change(AgentSpec()).shown
+    assert list(offered) == ["3 nearest of 20", "6 nearest of 20", "5 families of 20", "first 3"]
+    nearest = offered["6 nearest of 20"].change(AgentSpec()).shown
     assert (nearest.count, nearest.selection, len(nearest.pool)) == (6, "nearest", 20)
-    static = offered["3 static"].change(AgentSpec()).shown
+    static = offered["first 3"].change(AgentSpec()).shown
     assert len({one.family for one in static.pool}) == 3
     assert knob.costs
 
@@ -78,7 +78,7 @@ def test_families_that_fail_most_are_shown_first() -> None:
     given = (shown(1, "cancel"), shown(2, "cancel"), shown(3, "refund", request="Pay it all back."))
     situation = Situation(failed, demonstrations=given)
     offered = levels(situation.knobs(Bootstrapping())["demonstrations"])
-    assert offered["1 static"].change(AgentSpec()).shown.pool[0].id == "shown-3"
+    assert offered["first 1"].change(AgentSpec()).shown.pool[0].id == "shown-3"
 
 
 def nothing_for(one: Task) -> GradedTrajectory:
@@ -90,8 +90,17 @@ def test_the_context_gets_room_for_what_is_shown() -> None:
     knob = Situation(demonstrations=given).knobs(Bootstrapping())["demonstrations"]
     spec = AgentSpec(limits=Limits(max_context_tokens=700))
     longest = sorted((characters(one) for one in given), reverse=True)
-    room = levels(knob)["2 static"].change(spec).limits.max_context_tokens - 700
+    room = levels(knob)["first 2"].change(spec).limits.max_context_tokens - 700
     assert room >= sum(longest[:2]) / 3
+
+
+def test_a_later_change_of_what_is_shown_makes_room_for_the_difference_only() -> None:
+    given = tuple(shown(n) for n in range(20))
+    knob = Situation(demonstrations=given).knobs(Bootstrapping())["demonstrations"]
+    three = levels(knob)["3 nearest of 20"].change(AgentSpec())
+    six = levels(knob)["6 nearest of 20"].change
+    assert six(three) == six(AgentSpec())
+    assert levels(knob)["first 3"].change(three).limits == three.limits
 
 
 def test_no_task_of_dev_or_holdout_is_ever_shown() -> None:
@@ -120,7 +129,7 @@ def test_without_successes_failed_feedback_tasks_are_tried_again_at_temperature_
     assert {request.spec.decoding.temperature for request in trials.requests} == {1.0}
     assert {request.split for request in trials.requests} == {"feedback"}
     assert {request.sample for request in trials.requests} == {1, 2, 3, 4}
-    assert len(levels(knob)["3 nearest"].change(cold).shown.pool) == 8
+    assert len(levels(knob)["3 nearest of 8"].change(cold).shown.pool) == 8
     assert knob.levels[0].change(cold).decoding.temperature == 0.0
 
 

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from agentrft.core.grade import GradedTrajectory
 from agentrft.core.spec import AgentSpec, Shown
 from agentrft.core.task import Demonstration, Message, Task
-from agentrft.optimize.edits import both, decoding, roomier
+from agentrft.optimize.edits import decoding, roomier
 from agentrft.optimize.evidence import OWN_FAILURES, answered, evidence
 from agentrft.optimize.leaks import withheld
 from agentrft.optimize.problem import Known
@@ -112,38 +112,45 @@ def characters(one: Demonstration) -> int:
     )
 
 
-def showing(count: int, selection: str, pool: Sequence[Demonstration]) -> Change:
-    """Return the change that shows so many, with room for the longest that may be picked."""
-    longest = sum(sorted((characters(one) for one in pool), reverse=True)[:count])
+def showing(shown: Shown) -> Change:
+    """Return the change that shows these, with room for the longest that may be picked."""
 
     def change(spec: AgentSpec) -> AgentSpec:
-        match selection:
-            case "nearest":
-                shown = Shown(count=count, selection="nearest", pool=tuple(pool))
-            case "covering":
-                shown = Shown(count=count, selection="covering", pool=tuple(pool))
-            case _:
-                shown = Shown(count=count, pool=tuple(pool[:count]))
-        return replace(spec, shown=shown)
+        # What another change made room for already is there.
+        more = max(0, _longest(shown) - _longest(spec.shown))
+        return roomier(more)(replace(spec, shown=shown))
 
-    return both(change, roomier(longest))
+    return change
 
 
-def _levels(pool: Sequence[Demonstration]) -> list[Level]:
-    families = len({one.family for one in pool})
+def _longest(shown: Shown) -> int:
+    return sum(sorted((characters(one) for one in shown.pool), reverse=True)[: shown.count])
+
+
+def _levels(pool: tuple[Demonstration, ...]) -> list[Level]:
+    """Return levels, most promising first.
+
+    Their names say how many there are to choose from: a later round with more is another level.
+    """
+    families, size = len({one.family for one in pool}), len(pool)
+    covering = min(families, 6)
     wanted = [
-        (3, "nearest", len(pool) > 3),
-        (6, "nearest", len(pool) >= 12),
-        (min(families, 6), "covering", families > 3),
-        (3, "static", len(pool) >= 3),
-        (2, "nearest", 3 <= len(pool) < 12),
-        (2, "static", 2 <= len(pool) < 12),
-        (1, "static", 1 <= len(pool) < 12),
+        (size > 3, f"3 nearest of {size}", Shown(count=3, selection="nearest", pool=pool)),
+        (size >= 12, f"6 nearest of {size}", Shown(count=6, selection="nearest", pool=pool)),
+        (
+            families > 3,
+            f"{covering} families of {size}",
+            Shown(count=covering, selection="covering", pool=pool),
+        ),
+        (size >= 3, "first 3", Shown(count=3, pool=pool[:3])),
+        (3 <= size < 12, f"2 nearest of {size}", Shown(count=2, selection="nearest", pool=pool)),
+        (2 <= size < 12, "first 2", Shown(count=2, pool=pool[:2])),
+        (1 <= size < 12, "first 1", Shown(count=1, pool=pool[:1])),
     ]
-    why = f"{len(pool)} demonstrations of {families} families"
+    why = f"{size} demonstrations of {families} families"
     return [
-        Level(name=f"{n} {selection}", change=showing(n, selection, pool), why=why)
-        for n, selection, possible in wanted
+        Level(name=name, change=showing(shown), why=why)
+        for possible, name, shown in wanted
         if possible
     ]
 
