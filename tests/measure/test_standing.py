@@ -126,6 +126,13 @@ def test_the_chance_of_an_informative_group_is_counted_over_all_groups() -> None
     assert informative(3, 1, 8) == 1, "with fewer rollouts than the group has, all of them"
 
 
+def test_a_task_that_lost_rollouts_does_not_lower_k_for_all() -> None:
+    found = measured([*MIXED, *sampled({"c1": [1, 0], "c2": [1, 1]})])
+    assert found.samples == 4
+    assert found.pass_k.value == pytest.approx(5 / 6)
+    assert found.pass_hat_k.value == pytest.approx(2 / 6)
+
+
 def test_the_share_of_variance_within_tasks_tells_luck_from_difficulty() -> None:
     luck = measured(sampled({f"a{n}": [0, 1, 0, 1] for n in range(10)}))
     difficulty = measured(sampled({f"a{n}": [n % 2] * 4 for n in range(10)}))

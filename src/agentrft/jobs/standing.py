@@ -62,7 +62,8 @@ async def preflight(
             setup = await serving(job, model, checkpoint)
             found, notes = await measured_standing(job, model, setup)
         audited = await _audited(job, project)
-        known = replace(known or Supply(), warm_started=checkpoint is not None)
+        known = known or Supply()
+        known = replace(known, warm_started=known.warm_started or checkpoint is not None)
         supply = supply_of(project, job.home, found, known, audited)
         config = project.config
         costs = expected_costs(found, config.methods, _prices(config))

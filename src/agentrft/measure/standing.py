@@ -61,7 +61,7 @@ class Standing:
     families: int
     rollouts: int
     samples: int
-    """The k of the next two: rollouts of each task, at least."""
+    """The k of pass@k and pass^k; a task that lost rollouts counts with those it has."""
     pass_1: Estimate
     pass_k: Estimate
     """At least one of k rollouts passes."""
@@ -139,7 +139,7 @@ def standing(
     counted = [graded for graded in everyone if _counts(graded)]
     if not by_task:
         raise ValueError("no rollout counts: infrastructure or grader spoiled all of them")
-    k = min(task.rollouts for task in by_task)
+    k = max(task.rollouts for task in by_task)
     solved = {task.task_id: [i < task.solved for i in range(task.rollouts)] for task in by_task}
     pass_1, within = rate(solved), _within(by_task)
     return Standing(
@@ -148,8 +148,8 @@ def standing(
         rollouts=len(everyone),
         samples=k,
         pass_1=pass_1,
-        pass_k=_over_tasks(by_task, lambda n, c: 1 - math.comb(n - c, k) / math.comb(n, k)),
-        pass_hat_k=_over_tasks(by_task, lambda n, c: math.comb(c, k) / math.comb(n, k)),
+        pass_k=_over_tasks(by_task, lambda n, c: 1 - _all_of(n, n - c, k)),
+        pass_hat_k=_over_tasks(by_task, lambda n, c: _all_of(n, c, k)),
         score=mean({task.task_id: [task.mean] for task in by_task}),
         zero=_over_tasks(by_task, lambda _, c: float(c == 0)),
         full=_over_tasks(by_task, lambda n, c: float(c == n)),
@@ -189,10 +189,14 @@ def informative(rollouts: int, solved: int, group_size: int) -> float:
 
     1 - C(c, G) / C(n, G) - C(n - c, G) / C(n, G); with fewer than G rollouts, all of them.
     """
-    size = min(group_size, rollouts)
-    groups = math.comb(rollouts, size)
-    alike = math.comb(solved, size) + math.comb(rollouts - solved, size)
-    return max(0.0, 1 - alike / groups)
+    alike = _all_of(rollouts, solved, group_size) + _all_of(rollouts, rollouts - solved, group_size)
+    return max(0.0, 1 - alike)
+
+
+def _all_of(rollouts: int, kind: int, draws: int) -> float:
+    """Return the chance that so many draws, or all there are, are of a kind."""
+    size = min(draws, rollouts)
+    return math.comb(kind, size) / math.comb(rollouts, size)
 
 
 def share_of(found: Standing, classes: Collection[str]) -> Estimate:

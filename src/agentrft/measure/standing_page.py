@@ -55,7 +55,7 @@ def rows(found: Standing) -> tuple[Row, ...]:
         _share("tasks always solved", found.full),
         _share(f"informative groups of {size}", found.informative),
         _share("tasks whose scores differ", found.spread),
-        _share("cut by a token limit", found.truncated),
+        _share("cut by tokens, context or clock", found.truncated),
         _share("lost to infrastructure", found.infrastructure),
         _share("grader failed", found.grader_errors),
         flips,
