@@ -228,7 +228,7 @@ def test_a_search_that_is_cancelled_leaves_no_thread_behind() -> None:
 
         told = situation(trials=FakeTrials(rule=first))
         work = asyncio.create_task(proposer(ScriptedReflect()).knobs(told.known))
-        await reached.wait()
+        await asyncio.wait_for(reached.wait(), timeout=60)
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
