@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from agentrft.core.config import ProjectConfig
@@ -44,7 +45,8 @@ from agentrft.measure.monitors import alarms_of
 from agentrft.measure.next_steps import NextStep
 from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
 from agentrft.measure.search_summary import Retest
-from agentrft.optimize.problem import Found
+from agentrft.optimize.problem import Found, Proposer
+from agentrft.optimize.proposers import PROPOSERS
 from agentrft.store.codec import from_json, load_config, to_json
 from agentrft.store.home import Home
 from agentrft.store.spec_files import write_spec
@@ -74,7 +76,14 @@ class Climbed:
     retests: tuple[Retest, ...] = ()
 
 
-async def improve(job: Job, project: Project, *, allow_findings: bool = False) -> Improvement:
+async def improve(
+    job: Job,
+    project: Project,
+    *,
+    allow_findings: bool = False,
+    open_model: OpenModel | None = None,
+    proposers: Sequence[Proposer] = PROPOSERS,
+) -> Improvement:
     """Run every stage that is not done yet and write the report.
 
     The grader is audited first; raises GraderRefusedError unless `allow_findings`. Raises UserError
@@ -85,8 +94,11 @@ async def improve(job: Job, project: Project, *, allow_findings: bool = False) -
         await gate(
             job, project_subject(project), project.config.audit, allow_findings=allow_findings
         )
-        with served_model(project, job.home, trained=True, job=job) as model:
-            climb = _Climb(job=job, model=model)
+        opened = open_model or partial(served_model, job=job)
+        with opened(project, job.home, trained=True) as model:
+            climb = _Climb(
+                job=job, model=model, proposers=proposers, allow_findings=allow_findings
+            )
             await climb.search()
             while step := await climb.advised():
                 await climb.take(step)
@@ -110,6 +122,8 @@ class _Climb:
     job: Job
     model: ServedModel
     """Acts under the spec as it is now."""
+    proposers: Sequence[Proposer]
+    allow_findings: bool
     checkpoint: Checkpoint | None = None
     stages: list[StageResult] = field(default_factory=list[StageResult])
     advice: list[Advice] = field(default_factory=list[Advice])
@@ -129,7 +143,7 @@ class _Climb:
     async def search(self) -> None:
         """Look for a better spec, and measure it and the project's own on the holdout."""
         child = self.job.child(SEARCH, Method.OPTIMIZE)
-        found = found_again(child) if child.is_done else await _searched(child, self.model)
+        found = found_again(child) if child.is_done else await self._searched(child)
         own = {shown.id: shown for shown in self.model.project.demonstrations()}
         verified = {shown.id: shown for shown in found.verified.demonstrations}
         self.demonstrations = tuple((verified | own).values())
@@ -151,6 +165,7 @@ class _Climb:
             open_model=_open(acting),
             # The search has had its budget: what it could treat, it has tried to.
             known=Supply(treated=everything, plateaued=True, self_checked=True),
+            allow_findings=self.allow_findings,
         )
         self.advice.append(result.advice)
         self.job.event(
@@ -183,14 +198,13 @@ class _Climb:
             self.retests.append(found)
         await self._measure(stage, ())
 
+    async def _searched(self, child: Job) -> Found:
+        async with child.running():
+            return await search_spec(child, self.model, proposers=self.proposers)
+
     async def _measure(self, stage: str, known: Sequence[RolloutRecord]) -> None:
         result = await measured(self.job, self.model, stage, self.checkpoint, known=known)
         self.stages.append(result)
-
-
-async def _searched(child: Job, model: ServedModel) -> Found:
-    async with child.running():
-        return await search_spec(child, model)
 
 
 def _kept(search: Job, model: ServedModel) -> list[RolloutRecord]:

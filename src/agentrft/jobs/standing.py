@@ -50,10 +50,12 @@ async def preflight(
     *,
     open_model: OpenModel | None = None,
     known: Supply | None = None,
+    allow_findings: bool = False,
 ) -> PreflightResult:
     """Measure, audit the grader without refusing, advise, and write `preflight.html` and `.json`.
 
     `known` is what a search or a training before it found out; what can be measured is filled in.
+    `allow_findings` trusts the grader whatever its audit says.
     Raises Stopped, and UserError if no rollout can be scored.
     """
     opened = open_model or partial(served_model, job=job)
@@ -65,6 +67,7 @@ async def preflight(
         known = known or Supply()
         known = replace(known, warm_started=known.warm_started or checkpoint is not None)
         supply = supply_of(project, job.home, found, known, audited)
+        supply = replace(supply, grader_trusted=supply.grader_trusted or allow_findings)
         config = project.config
         costs = expected_costs(found, config.methods, _prices(config))
         result = PreflightResult(
