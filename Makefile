@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-deps --target .venv/openai-1.109.1 --upgrade openai==1.109.1 distro==1.9.0 tqdm==4.67.1
 	touch $@
 
-demo: $(STAMP) ## Improve the support desk agent: base, warm start, reinforcement, one report
+demo: $(STAMP) ## Improve the support desk agent: search, advice, training, one report
 	$(BIN)/agentrft improve examples/support_desk
 
 # A database server does not come from the package index; the tests run a private one of it.
