@@ -217,6 +217,14 @@ def test_after_the_time_is_over_only_the_holdout_is_rolled_out(tmp_path: Path) -
     assert job.run.result["split"] == "holdout"
 
 
+def test_what_the_clock_decided_stands_when_a_search_is_resumed(tmp_path: Path) -> None:
+    assert not some_trials(a_search(tmp_path)).decided(1, holds=False)
+    resumed = some_trials(a_search(tmp_path))
+    assert not resumed.decided(1, holds=True)
+    assert resumed.decided(2, holds=True)
+    assert resumed.spent.rollouts == 0
+
+
 def test_every_spec_that_was_rolled_out_lies_in_the_runs_folder(tmp_path: Path) -> None:
     job, spec = a_search(tmp_path), a_spec(0.25)
     roll_out(some_trials(job), wanted(spec, a_spec(), tasks=1))

@@ -174,6 +174,9 @@ class FakeTrials:
         await asyncio.sleep(0)
         return list(self.says(question))
 
+    def decided(self, number: int, *, holds: bool) -> bool:
+        return holds
+
     @property
     def spent(self) -> Spent:
         return Spent(rollouts=len(self.kept))

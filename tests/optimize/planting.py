@@ -11,7 +11,6 @@ from agentrft.core.spec import AgentSpec
 from agentrft.measure.diagnosis import FailureClass
 from agentrft.optimize.planted import (
     TOOLS,
-    Kept,
     Planted,
     PlantedTrials,
     planted_knobs,
@@ -63,8 +62,13 @@ class Planting:
         )
 
     def trials(
-        self, *, dies_after: int | None = None, kept: Kept | None = None, seconds: float = 0.0
+        self,
+        *,
+        dies_after: int | None = None,
+        after: PlantedTrials | None = None,
+        seconds: float = 0.0,
     ) -> PlantedTrials:
+        """`after` is an earlier process of the same search."""
         return PlantedTrials(
             effects=self.effects,
             failures=self.failures,
@@ -73,7 +77,8 @@ class Planting:
             rollouts=self.config.rollouts,
             seconds=seconds,
             dies_after=dies_after,
-            kept={} if kept is None else kept,
+            kept=after.kept if after else {},
+            decisions=after.decisions if after else {},
         )
 
     def found(self, trials: PlantedTrials, knobs: Sequence[Knob] | None = None) -> Found:

@@ -1,7 +1,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from planting import CONFIG, QUICK, Planting, null_effects
@@ -82,13 +82,13 @@ def test_a_killed_search_goes_on_and_finds_the_same() -> None:
         first = planting.trials(dies_after=dies_after)
         with pytest.raises(PlantedDeathError):
             planting.found(first)
-        second = planting.trials(kept=first.kept)
+        second = planting.trials(after=first)
         again = planting.found(second)
         assert as_decided(again) == as_decided(straight)
         assert first.executed + second.executed == whole.executed
         assert again.summary.spent["rollouts"] == whole.executed
         assert again.summary.spent["by_purpose"] == straight.summary.spent["by_purpose"]
-    finished = planting.trials(kept=whole.kept)
+    finished = planting.trials(after=whole)
     assert as_decided(planting.found(finished)) == as_decided(straight)
     assert finished.executed == 0
 
@@ -99,9 +99,75 @@ def test_a_search_that_ran_out_of_time_finds_the_same_when_it_is_run_again() -> 
     first = planting.trials(seconds=1.0)
     found = planting.found(first)
     assert any("budget" in note for note in found.summary.notes)
-    again = planting.trials(seconds=1.0, kept=first.kept)
+    again = planting.trials(seconds=1.0, after=first)
     assert as_decided(planting.found(again)) == as_decided(found)
     assert again.executed == 0
+
+
+def test_a_search_that_ran_out_of_time_and_was_killed_decides_as_it_did() -> None:
+    config = replace(QUICK, minutes=8.0)
+    planting = Planting(effects=[GOOD, *null_effects(3)], config=config)
+    whole = planting.trials(seconds=1.0)
+    straight = planting.found(whole)
+    confirming = sum(straight.summary.spent["by_purpose"].get(p, 0) for p in ("confirm", "after"))
+    first = planting.trials(seconds=1.0, dies_after=whole.executed - confirming)
+    with pytest.raises(PlantedDeathError):
+        planting.found(first)
+    # Faster now: what had been refused for want of time would fit.
+    again = planting.trials(seconds=0.1, after=first)
+    found = planting.found(again)
+    assert found.summary.effects == straight.summary.effects
+    assert found.summary.confirmations == straight.summary.confirmations
+    purposes = found.summary.spent["by_purpose"]
+    assert purposes["baseline"] == straight.summary.spent["by_purpose"]["baseline"]
+
+
+def test_on_a_slow_machine_the_baseline_leaves_time_for_the_search() -> None:
+    config = replace(QUICK, minutes=10.0, baseline_samples=4)
+    planting = Planting(effects=[GOOD], config=config)
+    trials = planting.trials(seconds=1.2)
+    summary = planting.found(trials).summary
+    purposes = summary.spent["by_purpose"]
+    assert purposes["baseline"] < 0.4 * 500
+    assert purposes["screen 1"] > 0
+    assert summary.confirmations
+    assert any("rollouts of the baseline" in note for note in summary.notes)
+
+
+def test_every_promoted_change_has_an_effect_of_its_own_where_the_budget_is_short() -> None:
+    # The search takes what it can get; what each change is worth is paid for all the same.
+    config = replace(CONFIG, rollouts=1000, confirm_tasks=100, finalists=1, knobs=4)
+    effects = [GOOD, Planted(knob="better", shift=1.2), *null_effects(2)]
+    planting = Planting(effects=effects, config=config)
+    summary = planting.found(planting.trials()).summary
+    assert summary.promoted
+    assert {(one.knob, one.level) for one in summary.drop_one} == set(summary.chosen.items())
+    assert all(one.difference.low <= one.difference.high for one in summary.drop_one)
+    assert summary.mix_after
+
+
+def test_a_later_level_of_a_knob_takes_the_place_of_the_earlier_one() -> None:
+    effects = [Planted(knob=f"dial {level}", shift=2.5) for level in ("a", "b")]
+    knobs = [
+        replace(knob, name="dial", levels=(replace(knob.levels[0], name=knob.name),))
+        for knob in planted_knobs(effects)
+    ]
+    asked: list[str] = []
+
+    @dataclass
+    class Twice:
+        async def knobs(self, known: Known) -> Sequence[Knob]:
+            asked.append(known.problem.baseline.hash)
+            return [knobs[len(asked) - 1]]
+
+    planting = Planting(effects=effects, config=replace(QUICK, rounds=2, rollouts=4000))
+    trials = planting.trials()
+    asyncio.run(
+        search(planting.problem, trials, [Twice()], planting.config, seed=0, told=lambda line: None)
+    )
+    assert len(asked) == 2
+    dials = {tuple(section.name for section in r.spec.sections) for r in trials.requested}
+    assert dials == {(), ("planted dial a",), ("planted dial b",)}
 
 
 def test_holdout_tasks_are_asked_for_by_the_confirmation_alone() -> None:

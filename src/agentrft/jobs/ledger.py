@@ -87,8 +87,24 @@ class Storm:
     clock_s: float
 
 
-Line = Begun | Ended | Asked | Storm
-_KINDS: dict[str, type[Line]] = {"begin": Begun, "end": Ended, "ask": Asked, "storm": Storm}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """A line: whether the budget held what was asked for at this place of the search."""
+
+    line: Literal["decide"] = "decide"
+    number: int
+    holds: bool
+    clock_s: float
+
+
+Line = Begun | Ended | Asked | Storm | Decided
+_KINDS: dict[str, type[Line]] = {
+    "begin": Begun,
+    "end": Ended,
+    "ask": Asked,
+    "storm": Storm,
+    "decide": Decided,
+}
 
 
 class Ledger:
@@ -108,6 +124,7 @@ class Ledger:
         self._ended: dict[str, Ended] = {}
         self._attempts: dict[tuple[RolloutKey, int], str] = {}
         self._asked: dict[tuple[str, int], Asked] = {}
+        self._decided: dict[int, bool] = {}
         for line in self._lines():
             self._take(line)
             self._clock_s = line.clock_s
@@ -160,6 +177,12 @@ class Ledger:
                 model=model,
             )
         )
+
+    def decide(self, number: int, *, holds: bool) -> bool:
+        """Return what was decided at this place of the search; what was not is decided now."""
+        if number not in self._decided:
+            self._write(Decided(number=number, holds=holds, clock_s=self.seconds))
+        return self._decided[number]
 
     def storm(self) -> None:
         """Write that all of a batch was lost."""
@@ -243,5 +266,7 @@ class Ledger:
                 self._attempts[begun.key, begun.attempt] = line.trajectory
             case Asked():
                 self._asked[line.question, line.sample] = line
+            case Decided():
+                self._decided[line.number] = line.holds
             case Storm():
                 self.attempts += ATTEMPTS

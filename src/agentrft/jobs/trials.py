@@ -90,6 +90,10 @@ class StoredTrials:
         answers = in_order([completion(sample) for sample in range(question.samples)])
         return await self._job.unless_stopped(answers)
 
+    def decided(self, number: int, *, holds: bool) -> bool:
+        """Return what was decided at this place, by an earlier process if there was one."""
+        return self.ledger.decide(number, holds=holds)
+
     @property
     def spent(self) -> Spent:
         """Return the ledger's totals, those of earlier processes included."""

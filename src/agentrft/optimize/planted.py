@@ -145,6 +145,8 @@ class PlantedTrials(Trials):
     """Executed rollouts after which the process is killed."""
     kept: Kept = field(default_factory=Kept)
     """What an earlier process left, and what this one adds."""
+    decisions: dict[int, bool] = field(default_factory=dict[int, bool])
+    """Likewise."""
     executed: int = 0
     requested: list[TrialRequest] = field(default_factory=list[TrialRequest])
     interrupted: int = 0
@@ -166,6 +168,9 @@ class PlantedTrials(Trials):
 
     async def ask(self, question: Question) -> list[str]:
         return ["" for _ in range(question.samples)]
+
+    def decided(self, number: int, *, holds: bool) -> bool:
+        return self.decisions.setdefault(number, holds)
 
     @property
     def spent(self) -> Spent:

@@ -1,6 +1,7 @@
 """A search's budget and everything it has rolled out. Keeps the confirmation's share back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from agentrft.core.grade import GradedTrajectory
@@ -18,6 +19,8 @@ from agentrft.optimize.variants import Variant
 
 BLOCK = 160
 """Rollouts that are asked for together; a budget ends a stage between two blocks."""
+FIRST = 32
+"""The same before anybody knows how long a rollout takes."""
 
 Pair = tuple[Task, int]
 """A task and which repeat of it: what arms of a comparison share."""
@@ -44,6 +47,8 @@ class Purse(Trials):
         self._seconds = minutes * 60
         self._kept = kept
         self._holdout = frozenset(task.id for task in holdout)
+        self._share, self._start = 1.0, 0
+        self._asked = 0
         self._seen: dict[tuple[str, str, str, int], Seen] = {}
 
     async def roll_out(self, requests: Sequence[TrialRequest]) -> list[GradedTrajectory]:
@@ -58,7 +63,8 @@ class Purse(Trials):
                     "only the confirmation may read it"
                 )
         missing = self._trials.missing(requests)
-        if missing and not self._holds(missing):
+        self._asked += 1
+        if not self._trials.decided(self._asked, holds=not missing or self._holds(missing)):
             raise BudgetSpentError(
                 f"{missing} more rollouts do not fit: {self._trials.spent.rollouts} of "
                 f"{self._rollouts} are spent and {self._kept} are kept for the end"
@@ -84,11 +90,12 @@ class Purse(Trials):
         """Roll out as many as the budget holds, `unit` of them or none; results of the first ones."""
         graded: list[GradedTrajectory] = []
         size = max(BLOCK // unit, 1) * unit
-        try:
-            for start in range(0, len(requests), size):
-                graded += await self.roll_out(requests[start : start + size])
-        except BudgetSpentError:
-            pass
+        while size and len(graded) < len(requests):
+            block = size if self._asked else max(FIRST // unit, 1) * unit
+            try:
+                graded += await self.roll_out(requests[len(graded) : len(graded) + block])
+            except BudgetSpentError:
+                size = size // 2 // unit * unit
         return graded
 
     def missing(self, requests: Sequence[TrialRequest]) -> int:
@@ -96,6 +103,9 @@ class Purse(Trials):
 
     async def ask(self, question: Question) -> list[str]:
         return await self._trials.ask(question)
+
+    def decided(self, number: int, *, holds: bool) -> bool:
+        return self._trials.decided(number, holds=holds)
 
     @property
     def spent(self) -> Spent:
@@ -110,15 +120,24 @@ class Purse(Trials):
         """Keep so many back from now on."""
         self._kept = rollouts
 
+    @contextmanager
+    def allowing(self, share: float) -> Iterator[None]:
+        """Let no more than this share of what is left now be spent in here."""
+        self._share, self._start = share, self.spent.rollouts
+        try:
+            yield
+        finally:
+            self._share, self._start = 1.0, 0
+
     def _holds(self, missing: int) -> bool:
         """Whether so many new rollouts leave what is kept back, in number and in time."""
         spent = self._trials.spent
-        pace = spent.seconds / max(1, spent.rollouts)
-        wanted = missing + self._kept
-        return (
-            spent.rollouts + wanted <= self._rollouts
-            and spent.seconds + pace * wanted <= self._seconds
-        )
+        most = float(self._rollouts)
+        if spent.rollouts and spent.seconds:
+            most = min(most, self._seconds * spent.rollouts / spent.seconds)
+        # Where little fits, a confirmation of something is worth more than room for it alone.
+        free = most - min(self._kept, most / 2) - self._start
+        return spent.rollouts + missing <= self._start + self._share * free
 
 
 def requests(

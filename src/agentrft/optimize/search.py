@@ -69,6 +69,10 @@ LARGE_CLASS = 0.2
 """Share of rollouts from which a failure class is treated without a search."""
 SMALL_HOLDOUT = 80
 """Rollouts per arm that small data is confirmed with, by repeats."""
+BASELINE_SHARE, PROPOSERS_SHARE = 0.4, 0.5
+"""Of what is left then and not kept back, at most; or a slow machine would search nothing."""
+CHANGES = 3
+"""Changes of a promoted spec whose own effects the budget is sure to hold."""
 POOL = 8
 
 
@@ -119,7 +123,7 @@ class _Search:
             trials,
             rollouts=config.rollouts,
             minutes=config.minutes,
-            kept=(1 + self.most) * len(self.pairs) + len(self.feedback),
+            kept=(1 + self.most) * len(self.pairs) + self._afterwards,
             holdout=splits.holdout,
         )
 
@@ -130,9 +134,12 @@ class _Search:
             feedback, dev = ([(task, sample) for task in of] for of in (self.feedback, self.dev))
             wanted += requests(self.baseline.variant, "feedback", feedback, "baseline")
             wanted += requests(self.baseline.variant, "dev", dev, "baseline")
-        graded = await self.purse.afford(wanted)
+        with self.purse.allowing(BASELINE_SHARE):
+            graded = await self.purse.afford(wanted)
         if len(graded) < len(wanted):
-            self._note("the budget ended within the baseline's own rollouts")
+            self._note(
+                f"the budget held {len(graded)} of the {len(wanted)} rollouts of the baseline"
+            )
         solved = self._rate(self.baseline)
         if solved:
             self._told(f"baseline: {_percent(solved)} of feedback and dev rollouts solved")
@@ -204,7 +211,7 @@ class _Search:
 
     async def confirm(self, finalists: Sequence[_Made]) -> tuple[list[Confirmation], list[Arm]]:
         """Let finalists meet the baseline on the holdout; the baseline's arm comes first."""
-        self.purse.keep(len(self.feedback))
+        self.purse.keep(self._afterwards)
         if not finalists:
             self._note("nothing did better than the baseline on dev; the holdout was not touched")
             return [], []
@@ -239,20 +246,19 @@ class _Search:
     async def found(self, confirmed: tuple[list[Confirmation], list[Arm]]) -> Found:
         """Look once more at what was promoted, and gather what the search leaves."""
         confirmations, arms = confirmed
-        self.purse.keep(0)
+        self.purse.keep(len(self.feedback))
         winner = next((one for one in confirmations if one.verdict == "promoted"), None)
         chosen = self.made[winner.name] if winner else self.baseline
         drops: list[DropOne] = []
         mix_after: tuple[MixEntry, ...] = ()
         if winner:
-            again = [
-                (task, n) for n in range(self.config.baseline_samples) for task in self.feedback
-            ]
-            await self.purse.afford(requests(chosen.variant, "feedback", again, "after"))
-            mix_after = self._mix(chosen)
             drops = [
                 drop for drop, _ in await self._drop_one(chosen, [*chosen.changes], "drop one")
             ]
+            self.purse.keep(0)
+            again = [(task, 0) for task in self.feedback]
+            await self.purse.afford(requests(chosen.variant, "feedback", again, "after"))
+            mix_after = self._mix(chosen)
         for one in confirmations:
             self.attempts[one.spec_hash].verdict = f"{one.verdict}: {one.reason}"
         promising = [
@@ -322,11 +328,12 @@ class _Search:
             told=self._told,
         )
         offers: list[Sequence[Knob]] = []
-        for proposer in proposers:
-            try:
-                offers.append(await proposer.knobs(known))
-            except BudgetSpentError as error:
-                self._note(f"{type(proposer).__name__} had no budget left: {error}")
+        with self.purse.allowing(PROPOSERS_SHARE):
+            for proposer in proposers:
+                try:
+                    offers.append(await proposer.knobs(known))
+                except BudgetSpentError as error:
+                    self._note(f"{type(proposer).__name__} had no budget left: {error}")
         knobs, leaking = useful_knobs(
             offers, base.variant.spec, mix, tried=used, withheld=self.withheld
         )
@@ -462,7 +469,10 @@ class _Search:
     ) -> _Made:
         """Return `base` with levels by knob; 0 leaves what it has."""
         new = {knob: knob.levels[n - 1] for knob, n in zip(knobs, levels, strict=True) if n}
-        return self._make({**base.changes, **new}, ended=ended)
+        # A later round may offer other levels of a knob; they take the place of the earlier one.
+        names = {knob.name for knob in new}
+        kept = {knob: level for knob, level in base.changes.items() if knob.name not in names}
+        return self._make({**kept, **new}, ended=ended)
 
     def _make(
         self,
@@ -481,6 +491,11 @@ class _Search:
                 Attempt(name=made.name, settings=made.settings, ended=ended, verdict=verdict),
             )
         return self.made[made.name]
+
+    @property
+    def _afterwards(self) -> int:
+        """Rollouts kept for what the report owes of a promoted spec: its failures, each change."""
+        return len(self.feedback) + CHANGES * self.config.race_tasks
 
     def _rollouts(self, made: _Made) -> tuple[tuple[Task, GradedTrajectory], ...]:
         return tuple(

@@ -83,6 +83,13 @@ class Trials(Protocol):
         """Return that many completions; seeded, and kept like rollouts."""
         ...
 
+    def decided(self, number: int, *, holds: bool) -> bool:
+        """Return what an earlier run of the search decided at this place; else keep `holds`.
+
+        What hangs on the clock would otherwise come out differently when a search is resumed.
+        """
+        ...
+
     @property
     def spent(self) -> Spent:
         """Return the ledger's totals."""
