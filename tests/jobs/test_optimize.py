@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from builders import a_job
-from search_project import TOML, Asking, Silent, a_project, willing
+from search_project import ASKED, TOML, Asking, Silent, a_project, willing
 from tuning import FakeModel
 
 from agentrft.core.errors import ConfigError, UserError
@@ -148,6 +148,29 @@ def test_a_reflection_model_is_one_of_the_grader_models(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     with pytest.raises(ConfigError, match=r"reflection_model is 'strong'.*none"):
         reflection(project, ledger)
+
+
+def test_a_reflection_model_writes_the_text_that_is_promoted(tmp_path: Path) -> None:
+    reply = GradingReply(text=f"Thinking.\n```\n{ASKED}\n```", finish_reason="stop")
+    model = ScriptedGraderModel([reply] * 400)
+    toml = REFLECTING.replace("rollouts = 500", "rollouts = 1200")
+    project = replace(
+        a_project(tmp_path / "desk", toml=toml), backends=Backends(models={"strong": model})
+    )
+    job, found = searched(tmp_path / "home", project)
+    assert found.summary.chosen == {"gepa": "candidate 1"}
+    assert ASKED in found.chosen.system
+    (effect, *_) = [one for one in found.summary.effects if one.source == "gepa"]
+    assert effect.effect.low > 0
+    records = job.read_all(RolloutRecord)
+    gepa = [record for record in records if record.stage == "gepa"]
+    assert {record.split for record in gepa} == {"train", "validation"}
+    assert found.summary.spent["rollouts"] == len(records) <= 1200
+    asked = "\n".join(str(request.messages) for request in model.requests)
+    shown = [task.messages[-1].content for task in project.tasks("train")]
+    assert any(request in asked for request in shown)
+    kept_back = (*project.tasks("validation"), *project.tasks("holdout"))
+    assert not any(task.messages[-1].content in asked for task in kept_back)
 
 
 def test_what_a_reflection_model_said_is_kept_for_a_resumed_search(tmp_path: Path) -> None:

@@ -156,6 +156,15 @@ def test_repeats_count_and_the_budget_is_never_exceeded(budget: int) -> None:
     assert f"gepa: its {budget} rollouts are spent" in told.lines
 
 
+def test_a_later_round_has_what_the_earlier_one_left_and_offers_levels_of_its_own() -> None:
+    trials = FakeTrials(rule=rule)
+    asked = proposer(ScriptedReflect(), rollouts=900)
+    told = situation(trials=trials)
+    names = [*told.knobs(asked), *told.knobs(asked), *told.knobs(asked), *told.knobs(asked)]
+    assert names[:2] == ["gepa", "gepa 2"]
+    assert len(asked.requested) <= 900
+
+
 def test_a_run_that_is_repeated_finds_its_past_and_rolls_nothing_out() -> None:
     trials = FakeTrials(rule=rule)
     first = situation(trials=trials).knobs(proposer(ScriptedReflect(varied)))["gepa"]

@@ -63,32 +63,41 @@ class GepaProposer:
 
     reflect: Reflect
     rollouts: int = 600
-    """Budget within the search's."""
+    """Budget within the search's, over all its rounds."""
     samples: int = 2
     """Rollouts of a task per candidate; their mean is its score."""
     best: int = 3
     """Candidates that are handed on."""
+    runs: list["_Run"] = field(default_factory=list["_Run"])
+    """One per round of the search."""
 
     def __post_init__(self) -> None:
         _library()
 
     async def knobs(self, known: Known) -> Sequence[Knob]:
         """Return one knob with the best candidates as levels, or none."""
-        tasks = _choice(known, self.rollouts, self.samples)
+        left = self.rollouts - len(self.requested)
+        tasks = _choice(known, left, self.samples)
         if not tasks:
             known.told(
-                f"gepa: {self.rollouts} rollouts are too few to compare candidates on dev tasks, "
+                f"gepa: {left} rollouts are too few to compare candidates on dev tasks, "
                 "or nothing failed; raise reflection_rollouts"
             )
             return ()
         run = _Run(proposer=self, known=known, tasks=tasks, loop=asyncio.get_running_loop())
+        self.runs.append(run)
         try:
             await in_thread(run.optimize, name="gepa")
         except BudgetSpentError as spent:
             known.told(f"gepa: {spent}")
         finally:
             run.over = True
-        return run.knobs()
+        return run.knobs("gepa" if len(self.runs) == 1 else f"gepa {len(self.runs)}")
+
+    @property
+    def requested(self) -> set["_Rollout"]:
+        """Distinct rollouts that were asked for, also those that were already kept."""
+        return set[_Rollout]().union(*(run.requested for run in self.runs))
 
 
 def _library() -> Any:
@@ -100,6 +109,10 @@ def _library() -> Any:
             'pip install "agentrft[gepa]", or leave reflection_model empty'
         ) from missing
     return gepa
+
+
+_Rollout = tuple[str, str, str, int]
+"""Hash of the spec, split, task and sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +164,7 @@ class _Run:
     proposals: int = 0
     kept_in: int = 0
     """Iteration of the last candidate that was compared on the dev tasks."""
-    requested: set[tuple[str, str, str, int]] = field(default_factory=set[Any])
-    """Distinct rollouts that it asked for, also those that were already kept."""
+    requested: set[_Rollout] = field(default_factory=set[Any])
     proposed: set[tuple[tuple[str, str], ...]] = field(default_factory=set[Any])
     evaluated: dict[tuple[tuple[str, str], ...], float] = field(default_factory=dict[Any, float])
     """Candidate to mean score on the dev tasks."""
@@ -201,7 +213,7 @@ class _Run:
             )
             return True
         plateau = state.i + 1 >= self.kept_in + PLATEAU
-        return plateau or len(self.requested) >= self.proposer.rollouts
+        return plateau or len(self.proposer.requested) >= self.proposer.rollouts
 
     def on_loop(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine where the search runs, and wait for it in GEPA's thread."""
@@ -215,7 +227,7 @@ class _Run:
             place: spec.hash for place, spec in {id(r.spec): r.spec for r in requests}.items()
         }
         distinct = {(hashes[id(r.spec)], r.split, r.task.id, r.sample) for r in requests}
-        if len(self.requested | distinct) > self.proposer.rollouts:
+        if len(self.proposer.requested | distinct) > self.proposer.rollouts:
             raise BudgetSpentError(f"its {self.proposer.rollouts} rollouts are spent")
         self.requested |= distinct
         return self.on_loop(lambda: self.known.trials.roll_out(requests))
@@ -232,7 +244,7 @@ class _Run:
             contrast=self.solved.get(case.task.id),
         )
 
-    def knobs(self) -> tuple[Knob, ...]:
+    def knobs(self, name: str) -> tuple[Knob, ...]:
         """Return the candidates that did best on the dev tasks; the shorter of two equals."""
         ranked = sorted(
             (
@@ -252,7 +264,7 @@ class _Run:
             )
             for number, (mean, texts) in enumerate(ranked[: self.proposer.best], 1)
         )
-        knob = Knob(name="gepa", levels=levels, treats=OWN_FAILURES, source="gepa")
+        knob = Knob(name=name, levels=levels, treats=OWN_FAILURES, source="gepa")
         self.known.told(
             f"gepa: {self.proposals} proposals, {len(ranked)} kept, "
             f"{len(self.requested)} rollouts asked for"
