@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binom
@@ -84,6 +86,34 @@ def test_a_dearer_spec_needs_stronger_evidence() -> None:
     assert "sampled tokens +50%" in measured.reason
     assert (cheap.alpha, cheap.verdict) == (0.1, "promoted")
     assert measured.sampled_tokens.value == pytest.approx(30)
+
+
+def test_a_spec_that_makes_calls_where_the_baseline_gave_up_is_not_dearer_for_it() -> None:
+    def idle(of: Arm) -> Arm:
+        """Say nothing and call nothing where it fails."""
+        graded = (
+            one
+            if one.grade.score
+            else replace(one, trajectory=replace(one.trajectory, turns=one.trajectory.turns[-1:]))
+            for one in of.graded
+        )
+        return replace(of, graded=tuple(graded))
+
+    def held_to(finalist: Arm) -> Confirmation:
+        return confirmed(
+            idle(arm("", 40)),
+            [finalist],
+            PAIRS,
+            threshold=1.0,
+            alpha=0.1,
+            alpha_costly=0.05,
+            seed=0,
+        )[0]
+
+    same = held_to(idle(arm("better", 70)))
+    assert same.tool_calls.low > 0
+    assert (same.alpha, same.verdict) == (0.1, "promoted")
+    assert held_to(idle(arm("dearer", 70, tokens=30))).alpha == 0.05
 
 
 def test_identical_specs_are_promoted_at_most_at_alpha() -> None:

@@ -30,7 +30,11 @@ SPLITS = TaskSplits(
             2, "Hello, could you please do this for me: it broke in half on the way.", split="dev"
         ),
     ),
-    holdout=(task(3, "Write to jo@mail.com about it.", split="holdout"),),
+    holdout=(
+        replace(
+            task(3, "Write to jo@mail.com about it.", split="holdout"), row={"answer": [4711.5]}
+        ),
+    ),
 )
 CENSOR = censor(FIRST, SPLITS)
 
@@ -109,6 +113,7 @@ def test_only_the_last_fenced_block_is_taken(reply: str, text: str) -> None:
         ("Be {tone} to {{name}}. <side_info>", "placeholders"),
         ("Be {tone} to {{name}}, e.g. with W00001.", "'w00001' of a task"),
         ("Be {tone} to {{name}} and jo@mail.com.", "'jo@mail.com' of a task"),
+        ("Be {tone} to {{name}}: the total is 4711.5.", "'4711.5' of a task"),
         ("Be {tone} to {{name}}: it broke in half on the way", "quotes a dev or holdout task"),
         ("Be {tone} to {{name}}. Hello, could you please do this.", ""),
         ("Be {tone} to {{name}}. " + "a" * 1200, "1200 are allowed"),

@@ -1,10 +1,11 @@
 from dataclasses import replace
 
-from agentrft.core.spec import AgentSpec, Section
+from agentrft.core.spec import AgentSpec, Section, Shown
 from agentrft.core.task import Demonstration, Message
 from agentrft.measure.diagnosis import FailureClass
 from agentrft.measure.search_summary import MixEntry
 from agentrft.measure.statistics import Estimate
+from agentrft.optimize.edits import viewing
 from agentrft.optimize.leaks import Withheld, withheld
 from agentrft.optimize.planted import Planted, planted_knobs, planted_tasks
 from agentrft.optimize.supply import large_treatments, useful_knobs
@@ -75,14 +76,21 @@ def test_levels_that_show_or_quote_a_withheld_task_are_left_out_and_named() -> N
                 change=lambda spec: replace(spec, shown=replace(spec.shown, pool=(shown,))),
             ),
             Level(name="quotes", change=saying(f"For example: {request}")),
+            Level(
+                name="notes",
+                change=viewing({"get_order": {"argument_notes": {"order": f"E.g. {request}"}}}),
+            ),
             Level(name="fair", change=saying("Think first.")),
         ),
     )
-    found, named = useful_knobs(
-        [[leaking]], AgentSpec(), mix(MALFORMED_CALL=0.4), tried=(), withheld=withheld([task])
-    )
-    assert [level.name for one in found for level in one.levels] == ["fair"]
-    assert named == [("leaking", "shows"), ("leaking", "quotes")]
+    own = replace(shown, id="own", messages=(*task.messages,))
+    contaminated = AgentSpec(shown=Shown(count=1, pool=(own,)))
+    for spec in (AgentSpec(), contaminated):  # what a project shows itself excuses nothing
+        found, named = useful_knobs(
+            [[leaking]], spec, mix(MALFORMED_CALL=0.4), tried=(), withheld=withheld([task])
+        )
+        assert [level.name for one in found for level in one.levels] == ["fair"]
+        assert named == [("leaking", "shows"), ("leaking", "quotes"), ("leaking", "notes")]
 
 
 def test_frequent_classes_are_treated_together_and_then_alone() -> None:

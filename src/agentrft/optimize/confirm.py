@@ -21,6 +21,8 @@ from agentrft.optimize.variants import Variant
 
 MARGIN = 0.1
 """Share by which tokens or calls may rise before a spec counts as dearer."""
+BOTH = 10
+"""Pairs that both arms solved, from which these alone say whether a spec is dearer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,8 @@ def confirmed(
 ) -> tuple[Confirmation, ...]:
     """Judge each finalist, in the order given; at most one is promoted, the best of the significant.
 
-    Whoever makes rollouts dearer, by its knobs or as measured, is held to `alpha_costly`.
+    Whoever makes rollouts dearer, by its knobs or as measured where both arms succeed, is held to
+    `alpha_costly`; a baseline that gives up early is cheap, and no measure.
     """
     before = _passes(baseline, pairs, threshold)
     differences = [
@@ -110,9 +113,17 @@ def _judged(
     alphas: tuple[float, float],
     seed: int,
 ) -> Confirmation:
-    costs = [_Cost.of(name, baseline, arm, pairs, threshold, seed) for name in _MEASURES]
-    dearer = [cost for cost in costs if cost.risen]
-    costly = arm.variant.costs or bool(dearer)
+    places = [
+        n
+        for n, arms in enumerate(zip(baseline.graded, arm.graded, strict=True))
+        if all(passed(one, threshold) for one in arms)
+    ]
+    costs = _costs(baseline, arm, pairs, threshold, seed)
+    fair = costs
+    if len(places) >= BOTH:
+        solved = (_part(one, places) for one in (baseline, arm))
+        fair = _costs(*solved, [pairs[n] for n in places], threshold, seed)
+    costly = arm.variant.costs or any(cost.risen for cost in fair)
     alpha = alphas[1] if costly else alphas[0]
     missing = 0
     points = f"{difference.value * 100:+.1f} points, adjusted p = {adjusted_p:.3f}"
@@ -142,6 +153,16 @@ def _judged(
 
 
 _MEASURES = ("sampled tokens", "observed tokens", "tool calls")
+
+
+def _costs(
+    baseline: Arm, arm: Arm, pairs: Sequence[Pair], threshold: float, seed: int
+) -> list["_Cost"]:
+    return [_Cost.of(name, baseline, arm, pairs, threshold, seed) for name in _MEASURES]
+
+
+def _part(arm: Arm, places: Sequence[int]) -> Arm:
+    return replace(arm, graded=tuple(arm.graded[n] for n in places))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

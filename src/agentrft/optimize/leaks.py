@@ -29,16 +29,18 @@ class Withheld:
         """Whether a demonstration is of one of them."""
         return shown.id in self.ids or request_of(shown.messages) in self.requests
 
-    def shown_by(self, spec: AgentSpec) -> bool:
-        """Whether a spec shows one of them, or quotes the request of one."""
-        if any(self.holds(demonstration) for demonstration in spec.shown.pool):
-            return True
-        text = " ".join(spec.system.split())
-        return any(len(request) >= _QUOTED and request in text for request in self.requests)
+    def shown_by(self, spec: AgentSpec) -> frozenset[str]:
+        """Return what a spec shows of them: ids of demonstrations, requests that a text quotes."""
+        told = [spec.system]
+        for view in spec.tools.values():
+            told += (view.description, *view.argument_notes.values())
+        text = "\n".join(" ".join(one.split()) for one in told)
+        quoted = {one for one in self.requests if len(one) >= _QUOTED and one in text}
+        return frozenset(quoted | {one.id for one in spec.shown.pool if self.holds(one)})
 
 
 _QUOTED = 40
-"""Characters from which a request found in a system text is no accident."""
+"""Characters from which a request found in a text is no accident."""
 
 
 def withheld(tasks: Iterable[Task]) -> Withheld:

@@ -3,6 +3,7 @@
 It sees rollouts of feedback tasks only, and its texts may hold nothing of dev or holdout tasks.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,7 +194,9 @@ def censor(first: Mapping[str, str], splits: TaskSplits) -> Censor:
     own = "\n".join(first.values())
     withheld = "\n".join(_texts((*splits.dev, *splits.holdout)))
     free = "\n".join((own, *_texts(splits.feedback)))
-    everything = "\n".join((withheld, *_texts(splits.feedback)))
+    # A grader's words may hold what a row knows, and they are read by the reflection model.
+    everyone = (*splits.feedback, *splits.dev, *splits.holdout)
+    everything = "\n".join((*_texts(everyone), *map(_hidden, everyone)))
     return Censor(
         first=first,
         # Greetings and phrases that feedback tasks share with the others give nothing away.
@@ -205,6 +208,11 @@ def censor(first: Mapping[str, str], splits: TaskSplits) -> Censor:
 def _texts(tasks: Iterable[Task]) -> list[str]:
     # System messages are instructions, and a better text may well repeat them.
     return [m.content for task in tasks for m in task.messages if m.role == "user"]
+
+
+def _hidden(task: Task) -> str:
+    row = {key: value for key, value in task.row.items() if key not in ("messages", "tools")}
+    return json.dumps(row, default=str)
 
 
 def _identifiers(text: str) -> frozenset[str]:

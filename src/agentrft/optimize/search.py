@@ -103,6 +103,11 @@ class _Search:
         self.dev = self._shuffled("dev", splits.dev)
         self.withheld = withheld([*splits.dev, *splits.holdout])
         self.notes: list[str] = []
+        if shown := self.withheld.shown_by(problem.baseline):
+            self.notes.append(
+                f"the project's own spec shows {len(shown)} dev or holdout tasks; what is measured "
+                "on them says little"
+            )
         self.effects: list[KnobEffect] = []
         self.attempts: dict[str, Attempt] = {}
         self.made: dict[str, _Made] = {}

@@ -74,11 +74,12 @@ def _changing(
 ) -> tuple[list[Level], list[Level]]:
     """Return levels that make specs of their own, and those that show what must not be shown."""
     kept, leaking, specs = list[Level](), list[Level](), [spec]
+    already = withheld.shown_by(spec)
     for level in levels:
         changed = level.change(spec)
         if changed in specs:
             continue
-        if withheld.shown_by(changed) and not withheld.shown_by(spec):
+        if withheld.shown_by(changed) - already:
             leaking.append(level)
             continue
         specs.append(changed)
