@@ -3,8 +3,9 @@ import asyncio
 import pytest
 from fabricated import FakeTrials, Situation, levels, tool
 
-from agentrft.core.spec import AgentSpec
+from agentrft.core.spec import AgentSpec, ToolView
 from agentrft.optimize.self_naming import (
+    FIRST,
     SAMPLES,
     SelfNaming,
     awkward,
@@ -81,6 +82,27 @@ def test_a_model_without_an_opinion_renames_nothing() -> None:
 )
 def test_only_clean_identifiers_count(answer: str, name: str) -> None:
     assert clean_name(answer) == name
+
+
+def test_a_model_that_answers_noise_is_asked_about_the_first_tools_only() -> None:
+    asked: list[Question] = []
+
+    def noise(question: Question) -> list[str]:
+        asked.append(question)
+        return [f"name_{chr(97 + n)}" for n in range(question.samples)]
+
+    many = tuple(tool(f"svc_{n}", f"Does thing {n}.") for n in range(7))
+    told = Situation(tools=(*ODD, *many), trials=FakeTrials(says=noise))
+    assert told.knobs(SelfNaming()) == {}
+    assert len(asked) == FIRST
+    assert "agree on none" in told.lines[0]
+
+
+def test_a_name_that_another_tool_is_shown_under_already_is_not_taken() -> None:
+    trials = says({"Its number": "", "Look up": "get_order", "Cancel": "cancel_order"})
+    shown = AgentSpec(tools={"svc_q2": ToolView(name="get_order")})
+    knob = Situation(tools=ODD, trials=trials, baseline=shown).knobs(SelfNaming())["own names"]
+    assert knob.levels[0].why == "svc_q2 -> cancel_order"
 
 
 def test_parameters_with_plain_names_are_left_alone() -> None:

@@ -7,6 +7,7 @@ from agentrft.core.config import Decoding, Limits
 from agentrft.core.spec import AgentSpec, Rendering, ToolView
 from agentrft.core.trajectory import FinishReason, StopReason
 from agentrft.measure.diagnosis import FailureClass
+from agentrft.optimize.evidence import OWN_FAILURES
 from agentrft.optimize.treatments import TREATMENTS, Treatments
 
 SOLVED = [(one, cancelled(one)) for one in tasks(12)]
@@ -117,7 +118,7 @@ def test_nested_arguments_are_offered_flat() -> None:
     assert levels(knob)["flat"].change(AgentSpec()).tools == {"refund": ToolView(schema="flat")}
 
 
-@pytest.mark.parametrize("failure_class", list(FailureClass))
+@pytest.mark.parametrize("failure_class", OWN_FAILURES)
 def test_every_failure_class_has_a_treatment(failure_class: FailureClass) -> None:
     # Outputs and plans are for other proposers: output selection, demonstrations, templates.
     assert any(failure_class in one.treats for one in TREATMENTS)

@@ -25,6 +25,8 @@ TEMPERATURE = 0.7
 """Small models write at 1.0 what comes to nobody twice."""
 MOST = 32
 """Questions of one search, at most: tools first, then awkward parameters."""
+FIRST = 2
+"""Tools that are asked about first; a model without a clear name for any of them is asked no more."""
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 _EXAMPLES = (
     ("Multiplies two matrices.", "multiply_matrices"),
@@ -45,7 +47,13 @@ class SelfNaming:
         """Return one knob, or none if the model has no other clear opinion on any name."""
         tools = known.problem.tools
         try:
-            names = await self_names(known)
+            favourites = await _favourites(known)
+            if not any(favourites.values()):
+                known.told("own names: the model's answers agree on none")
+                return ()
+            taken = {tool.name for tool in tools}
+            taken |= {view.name for view in known.problem.baseline.tools.values()}
+            names = unique(favourites, taken)
             parameters = await _parameter_names(known, MOST - len(tools))
         except BudgetSpentError as spent:
             known.told(f"no names asked for: {spent}")
@@ -62,16 +70,18 @@ class SelfNaming:
         return (knob,) if levels else ()
 
 
-async def self_names(known: Known) -> dict[str, str]:
-    """Return canonical names of tools to clearly favoured ones; those that keep theirs are left out."""
+async def _favourites(known: Known) -> dict[str, str]:
+    """Return canonical names of tools to clearly favoured ones, or to nothing."""
     asked = [tool for tool in known.problem.tools if tool.description][:MOST]
-    answers = await asyncio.gather(
-        *(known.trials.ask(_question("tool", _told(tool))) for tool in asked)
-    )
-    return unique(
-        {tool.name: favourite(given) for tool, given in zip(asked, answers, strict=True)},
-        {tool.name for tool in known.problem.tools},
-    )
+    found: dict[str, str] = {}
+    for some in (asked[:FIRST], asked[FIRST:]):
+        answers = await asyncio.gather(
+            *(known.trials.ask(_question("tool", _told(tool))) for tool in some)
+        )
+        found |= {tool.name: favourite(given) for tool, given in zip(some, answers, strict=True)}
+        if not any(found.values()):
+            break
+    return found
 
 
 def favourite(answers: Sequence[str]) -> str:

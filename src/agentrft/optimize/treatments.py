@@ -183,10 +183,6 @@ def _cut(trajectory: Trajectory) -> bool:
     return any(turn.finish_reason is FinishReason.LENGTH for turn in trajectory.turns)
 
 
-def _retries(problem: Problem, seen: Evidence) -> Iterator[Level]:
-    yield Level(name="twice", change=limiting(transient_retries=2))
-
-
 C = FailureClass
 TREATMENTS = (
     Treatment("call grammar", (C.MALFORMED_CALL, C.UNKNOWN_TOOL, C.NO_CALL, C.TRUNCATED), _grammar),
@@ -206,6 +202,5 @@ TREATMENTS = (
         tuple(c for c in C if c not in (C.INFRASTRUCTURE, C.TOO_MANY_CALLS)),
         _temperature,
     ),
-    Treatment("retries", (C.INFRASTRUCTURE,), _retries),
 )
 """Name, failure classes, levels."""
