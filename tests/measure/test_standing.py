@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 from standings import HEALTHY, but
@@ -16,7 +15,6 @@ from agentrft.core.grade import Grade, GradedTrajectory
 from agentrft.core.task import Message, Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import Failure, FailureKind, StopReason, ToolResult, Trajectory, Turn
 from agentrft.measure.advisor import Supply, advise
-from agentrft.measure.headroom import headroom
 from agentrft.measure.next_steps import expected_costs
 from agentrft.measure.power import WITHIN
 from agentrft.measure.preflight_result import PreflightResult
@@ -200,36 +198,6 @@ def test_shares_of_classes_are_of_rollouts_and_of_failures() -> None:
     of_failures = share_of_failures(found, {"truncated"})
     assert of_failures.low < of_failures.value < of_failures.high
     assert share_of_failures(measured(sampled({"a1": [1]})), {"truncated"}).value == 0
-
-
-def test_headroom_is_found_where_specs_differ_and_not_where_only_tasks_do() -> None:
-    base = {f"t{n}": [float(n % 2), 0.0] for n in range(20)}
-    other = {f"t{n}": [0.0, float(n % 2)] for n in range(20)}
-    better = {f"t{n}": [1.0, float(n % 3 > 0)] for n in range(20)}
-    assert not headroom(base, [other], gain=0.05).positive
-    found = headroom(base, [other, better], gain=0.05)
-    assert found.positive
-    assert found.p_value < 0.01
-    assert (found.specs, found.tasks) == (3, 20)
-    assert found.best.value > 0.5
-
-
-def test_a_headroom_test_is_positive_by_chance_in_about_a_tenth_of_tries() -> None:
-    random = np.random.default_rng(0)
-    positive = 0
-    for seed in range(60):
-        arms = [{f"t{n}": random.integers(0, 2, 2).tolist() for n in range(20)} for _ in range(7)]
-        found = headroom(arms[0], arms[1:], gain=1.0, seed=seed)
-        positive += found.positive
-    # Binomial(60, 0.1) exceeds 13 once in ten thousand tries.
-    assert positive <= 13
-
-
-def test_headroom_needs_two_specs_and_a_common_task() -> None:
-    with pytest.raises(ValueError, match="at least two specs"):
-        headroom({"t": [1.0]}, [], gain=0.05)
-    with pytest.raises(ValueError, match="at least two specs"):
-        headroom({"t": [1.0]}, [{"u": [1.0]}], gain=0.05)
 
 
 def a_result(found: Standing, supply: Supply | None = None) -> PreflightResult:

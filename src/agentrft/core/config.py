@@ -275,8 +275,6 @@ class AdvisorConfig:
     """Share of rollouts that fail mechanically, from which structure comes first."""
     mechanical_failures: float = 0.4
     """The same as a share of failures."""
-    headroom: float = 0.05
-    """Gain of the best of a few different specs that shows what a search may find."""
     hopeless_pass_1: float = 0.02
     hopeless_pass_8: float = 0.1
     hopeless_zero_share: float = 0.85

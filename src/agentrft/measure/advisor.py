@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from agentrft.core.config import AdvisorConfig
 from agentrft.measure.diagnosis import MECHANICAL, FailureClass
-from agentrft.measure.headroom import Headroom
 from agentrft.measure.next_steps import NOT_AVAILABLE, TRAINS_WEIGHTS, Cost, NextStep
 from agentrft.measure.power import rollouts_needed
 from agentrft.measure.standing import Standing, share_of, share_of_failures
@@ -36,8 +35,6 @@ class Supply:
     """Failure classes that a search has tried to treat under this spec."""
     plateaued: bool = False
     """Whether the search's last rounds promoted nothing, or its budget is spent."""
-    headroom: Headroom | None = None
-    """None if it was not tested."""
     self_checked: bool = False
     """Whether a check before writes has been tried."""
     warm_started: bool = False
@@ -46,6 +43,12 @@ class Supply:
     endpoint: bool = False
     """The weights are somebody else's."""
     not_available: frozenset[NextStep] = NOT_AVAILABLE
+
+
+AFTER_SEARCH = Supply(
+    treated=frozenset(one.value for one in MECHANICAL), plateaued=True, self_checked=True
+)
+"""A search has had its budget: what it could treat, it has tried to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +235,14 @@ def _untreated(supply: Supply) -> frozenset[str]:
 
 def _unhealthy(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
     flips = c.flip_share_model if u.grader_asks_model else c.flip_share
+    blocked = _fact(
+        "the grader's audit blocks",
+        holds=not u.grader_trusted,
+        otherwise="a grader that passes its audit",
+    )
+    # Pairs do without a grader, once somebody can train on them.
+    pairless = _count("preference pairs", u.pairs, "<", c.pairs)
+    able = NextStep.PREFERENCE not in u.not_available
     return (
         (
             _number(
@@ -249,14 +260,7 @@ def _unhealthy(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
                 "rank correlation with the held-out grader", s.gold_agreement, "<", c.gold_agreement
             ),
         ),
-        (
-            _fact(
-                "the grader's audit blocks",
-                holds=not u.grader_trusted,
-                otherwise="a grader that passes its audit",
-            ),
-            _count("preference pairs", u.pairs, "<", c.pairs),
-        ),
+        (blocked, pairless) if able else (blocked,),
     )
 
 
@@ -304,21 +308,8 @@ def _mechanical(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
 
 
 def _searchable(_s: Standing, u: Supply, _c: AdvisorConfig) -> Alternatives:
-    test = u.headroom
-    told = (
-        f"specs differ, p = {test.p_value:.3f}, the best by {100 * test.best.value:+.1f} pp"
-        if test
-        else "whether specs differ has not been tested, which a search does first"
-    )
     return (
-        (
-            _fact("no plateau yet", holds=not u.plateaued, otherwise="a plateau of the search"),
-            _fact(
-                told,
-                holds=test is None or test.positive,
-                otherwise="a headroom test that shows nothing",
-            ),
-        ),
+        (_fact("no plateau yet", holds=not u.plateaued, otherwise="a plateau of the search"),),
     )
 
 
