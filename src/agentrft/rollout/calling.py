@@ -5,7 +5,7 @@ Two siblings. Both turn messages into what is sent, and replies into messages.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from agentrft.core.task import Message, ToolCall, ToolSpec
 from agentrft.core.trajectory import ParseFailure
@@ -25,39 +25,14 @@ Wire = dict[str, Any]
 """One message as it is sent."""
 
 
-class Calling(Protocol):
-    """One conversation's way of calling; it remembers the last reply it read."""
-
-    @property
-    def name(self) -> str:
-        """As the config calls it."""
-        ...
-
-    @property
-    def fields(self) -> Mapping[str, object]:
-        """What every request has besides its messages."""
-        ...
-
-    def opening(self, messages: Sequence[Message]) -> list[Wire]:
-        """Return the prompt as it is sent."""
-        ...
-
-    def read(self, reply: ChatReply) -> tuple[Message, tuple[ParseFailure, ...]]:
-        """Return what the model said and the calls that nobody can read."""
-        ...
-
-    def following(self, said: Message, answers: Sequence[Message]) -> list[Wire]:
-        """Return what is sent after the last reply; `said` has the call ids of `answers`."""
-        ...
-
-
 class NativeCalls:
-    """`tools`, `tool_calls` and messages of role `tool`."""
+    """`tools`, `tool_calls` and messages of role `tool`. Remembers the last reply it read."""
 
     name = "native"
 
     def __init__(self, tools: Sequence[ToolSpec]) -> None:
         self.fields: Mapping[str, object] = {"tools": [_function(tool) for tool in tools] or None}
+        """What every request has besides its messages."""
         self._last: Mapping[str, object] = {}
         self._readable: list[bool] = []
         """Of each call of the last reply."""
@@ -67,7 +42,7 @@ class NativeCalls:
         return [_native(message) for message in messages]
 
     def read(self, reply: ChatReply) -> tuple[Message, tuple[ParseFailure, ...]]:
-        """Return what the model said; calls whose arguments are no JSON object are not run."""
+        """Return what the model said, and the calls whose arguments are no JSON object."""
         self._last = reply.message
         found = [_native_call(entry) for entry in listed(reply.message.get("tool_calls"))]
         self._readable = [isinstance(call, ToolCall) for call in found]
@@ -100,7 +75,10 @@ class NativeCalls:
 
 
 class TextCalls:
-    """Tools in the system text, calls between marks, results as messages of the user."""
+    """Tools in the system text, calls between marks, results as messages of the user.
+
+    Remembers the last reply it read.
+    """
 
     name = "text"
     fields: Mapping[str, object] = {}
@@ -137,6 +115,9 @@ class TextCalls:
         return [{"role": "assistant", "content": self._last}, *_plain(answers)]
 
 
+Calling = NativeCalls | TextCalls
+
+
 def written_calls(
     text: str, tools: Sequence[ToolSpec]
 ) -> tuple[str, list[ToolCall | ParseFailure]]:
@@ -144,38 +125,42 @@ def written_calls(
 
     Where there are no marks, a text that is nothing but a call of one of the tools is one.
     """
-    content, *blocks = text.split(_OPEN)
-    found: list[ToolCall | ParseFailure] = []
-    for number, block in enumerate(blocks):
-        try:
-            call, after = _block(block, f"call_{number}")
-        except ValueError as error:
-            raw, _, after = block.partition(_CLOSE)
-            call = ParseFailure(raw=raw.strip(), reason=str(error))
+    content, found, place = "", list[ToolCall | ParseFailure](), 0
+    # Not by splitting at the marks: an argument may quote what a tool said, marks included.
+    while (mark := text.find(_OPEN, place)) >= 0:
+        content += text[place:mark]
+        call, place = _block(text, mark + len(_OPEN), f"call_{len(found)}")
         found.append(call)
-        content += after
-    if not blocks and text.lstrip().startswith("{"):
-        try:
-            bare, after = _block(text.strip() + _CLOSE, "call_0")
-        except ValueError:
-            return text.strip(), []
-        if bare.name in [tool.name for tool in tools]:
-            return after, [bare]
-    return content.strip(), found
+    content = (content + text[place:]).strip()
+    if not found and content.startswith("{"):
+        closed = content.removesuffix(_CLOSE) + _CLOSE
+        bare, end = _block(closed, 0, "call_0")
+        known = [tool.name for tool in tools]
+        if isinstance(bare, ToolCall) and bare.name in known and end == len(closed):
+            return "", [bare]
+    return content, found
 
 
-def _block(block: str, call_id: str) -> tuple[ToolCall, str]:
-    """Read what follows an opening mark: the call, and the text after it. Raises ValueError."""
-    call, end = read_call(block)
-    rest = block[end:].lstrip()
-    if not rest:
-        raise ValueError(
-            "the call has no end, so it was not run; write it again in full and close it"
+def _block(text: str, start: int, call_id: str) -> tuple[ToolCall | ParseFailure, int]:
+    """Read the call after an opening mark; return it, and the place behind its closing mark."""
+    call, end, reason = None, start, ""
+    try:
+        call, end = read_call(text, start)
+    except ValueError as error:
+        reason = str(error)
+    close = text.find(_CLOSE, end)
+    if close < 0:
+        close = after = len(text)
+        reason = (
+            reason or "the call has no end, so it was not run; write it again in full and close it"
         )
-    if not rest.startswith(_CLOSE):
-        raise ValueError(f"there is text after the call's JSON object; write only {FORM}")
-    read = ToolCall(id=call_id, name=call.name, arguments=call.arguments)
-    return read, rest.removeprefix(_CLOSE)
+    else:
+        after = close + len(_CLOSE)
+        if text[end:close].strip():
+            reason = reason or f"there is text after the call's JSON object; write only {FORM}"
+    if call is None or reason:
+        return ParseFailure(raw=text[start:close].strip(), reason=reason), after
+    return ToolCall(id=call_id, name=call.name, arguments=call.arguments), after
 
 
 def _native_call(entry: object) -> ToolCall | ParseFailure:
