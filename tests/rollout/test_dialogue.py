@@ -6,6 +6,7 @@ from byte_chat import ByteChat, Desk, a_policy, a_setup, calls, play, requests, 
 
 from agentrft.core.config import CallForm, Decoding
 from agentrft.core.errors import UserError
+from agentrft.core.protocols import SampleRequest
 from agentrft.core.spec import AgentSpec
 from agentrft.core.task import ToolSpec
 from agentrft.core.trajectory import StopReason
@@ -69,3 +70,14 @@ def test_a_format_that_cannot_be_forced_stops_the_run_before_anything_is_sampled
     with pytest.raises(UserError, match="no calls that can be forced"):
         play(setup)
     assert sampler.requests == []
+
+
+def test_a_grammar_that_only_the_engine_refuses_stops_the_run_as_well() -> None:
+    async def refuses(request: SampleRequest) -> None:
+        raise UserError(f"the answer cannot be forced: {request.grammar}")
+
+    sampler = ScriptedSampler(SCRIPT, before=refuses)
+    policy = a_policy(under("calls"))
+    setup = a_setup(sampler, python_environment(Desk), policy=policy, renderer=FormedChat())
+    with pytest.raises(UserError, match="cannot be forced: text or calls"):
+        play(setup)

@@ -31,11 +31,13 @@ class DialogueError(SamplerError):
 
 
 @contextmanager
-def part(where: str) -> Iterator[None]:
-    """Turn whatever is raised into a DialogueError of this part; cancellation passes through."""
+def part(where: str, *passing: type[AgentRFTError]) -> Iterator[None]:
+    """Turn what is raised into a DialogueError of this part; cancellation and `passing` pass."""
     try:
         with boundary(SamplerError, where):
             yield
+    except passing:
+        raise
     except AgentRFTError as error:
         raise DialogueError(where, str(error)) from error
 
@@ -194,7 +196,7 @@ class TokenDialogue:
     async def speak(self, request: TurnRequest) -> SpokenTurn:
         """Sample a turn. Raises DialogueError if the engine fails or history was rendered again.
 
-        Raises UserError before anything is sampled if turns cannot be forced into the form.
+        Raises UserError before anything is sampled if renderer or engine cannot force the form.
         """
         self._check_append_only()
         left_s = max(request.left_s, 0.0)
@@ -208,7 +210,7 @@ class TokenDialogue:
             deadline_s=left_s,
             grammar=self._grammar(request.form),
         )
-        with part("sampler"):
+        with part("sampler", UserError):
             async with asyncio.timeout(left_s + SAMPLER_GRACE_S):
                 completion = await self._sampler.sample(sample)
             if completion.finish_reason is FinishReason.CANCELLED:
