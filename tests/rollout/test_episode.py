@@ -327,6 +327,21 @@ def test_each_limit_stops_a_rollout_that_is_still_graded(
     assert len(recorded_ids(graded.trajectory.turns)) <= allowed.max_context_tokens
 
 
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"max_turn_tokens": 50}, "max_turn_tokens: 50 used, 50 allowed"),
+        ({"max_tokens": 50}, "max_tokens: 50 used, 50 allowed"),
+        ({"max_context_tokens": 1200}, "context_full: 1200 used, 1200 allowed"),
+    ],
+)
+def test_the_limit_that_cut_a_turn_is_named(limits: dict[str, Any], told: str) -> None:
+    policy = a_policy(**limits)
+    failure = play(a_setup(chatter, python_environment(Desk), policy=policy)).trajectory.failure
+    assert failure is not None
+    assert failure.message == told
+
+
 def test_the_last_allowed_tool_call_still_leaves_room_for_an_answer() -> None:
     script = [calls(("refund", {"cents": 1})), says("shipped")]
     policy = a_policy(max_tool_calls=1, max_turns=2)

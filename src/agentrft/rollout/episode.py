@@ -231,6 +231,16 @@ class _Episode:
             return reason, _infrastructure("limits", message)
         return reason, _models_own("limits", f"{reason}: {used} used, {limit} allowed")
 
+    def _cut(self, turn: Turn, bound: StopReason) -> _Stop:
+        """Say by which limit the turn was cut."""
+        limits = self.limits
+        if bound is StopReason.CONTEXT_FULL:
+            return self._over(bound, limits.max_context_tokens)
+        if self.sampled_tokens < limits.max_tokens:
+            used = f"{turn.sampled_tokens} used, {limits.max_turn_tokens} allowed"
+            return bound, _models_own("limits", f"max_turn_tokens: {used}")
+        return self._over(bound, self.sampled_tokens)
+
     def _out_of_time(self) -> _Stop:
         """Blame the model only if it wrote long; slow tools and a slow engine are faults."""
         sampling_s = sum(turn.sampling_s for turn in self.turns)
@@ -292,10 +302,7 @@ class _Episode:
         if turn.finish_reason is FinishReason.DEADLINE:
             return self._out_of_time()
         if turn.finish_reason is FinishReason.LENGTH:
-            used = self.sampled_tokens
-            if bound is StopReason.CONTEXT_FULL:
-                used = self.limits.max_context_tokens
-            return self._over(bound, used)
+            return self._cut(turn, bound)
         if not turn.message.tool_calls and not turn.parse_failures:
             return StopReason.FINISHED, None
         if self.told_to_answer:
@@ -406,7 +413,8 @@ class _Episode:
 
     def _with_unique_ids(self, message: Message) -> Message:
         """Models and parsers count calls per turn; servers and records need ids per rollout."""
-        seen = {call.id for turn in self.turns for call in turn.message.tool_calls}
+        before = (*self.prompt, *(turn.message for turn in self.turns))
+        seen = {call.id for earlier in before for call in earlier.tool_calls}
         calls: list[ToolCall] = []
         for number, call in enumerate(message.tool_calls):
             fresh = call.id
