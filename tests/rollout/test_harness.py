@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,6 +110,21 @@ def test_canonical_names_are_unknown_and_errors_speak_the_models(
     (result,) = graded.trajectory.tool_results
     assert result.is_error
     assert (result.guard == "names") == ("id" not in call[1] and bool(call[1]))
+
+
+def test_calls_in_a_tasks_own_history_are_shown_in_the_models_names() -> None:
+    task = replace(a_task(), messages=(*shows(1).messages, Message(role="user", content="And W2?")))
+    spec = AgentSpec(tools={"get_order": RENAMED}, rendering=Rendering(form="key_value"))
+    turns = [calls(("lookup", {"id": "W2"})), says("done")]
+    setup = a_setup(turns, python_environment(Desk), policy=a_policy(spec))
+    trajectory = play(setup, task).trajectory
+    prompt = decode(trajectory.turns[0].observation_ids)
+    assert '<call>lookup {"id": "W1"}</call>' in prompt
+    assert "tool\nstatus: sent<" in prompt
+    assert "get_order" not in prompt
+    assert trajectory.prompt == task.messages
+    ids = [call.id for message in trajectory.messages for call in message.tool_calls]
+    assert len(set(ids)) == len(ids) == 2
 
 
 def test_a_hidden_tool_cannot_be_called() -> None:

@@ -81,7 +81,8 @@ class Session:
         shown = harness.pool.chosen(task, self._names.forms)
         told = tuple(self._told(shown))
         head = _system_messages(self.recorded_prompt)
-        self.prompt = (*self.recorded_prompt[:head], *told, *self.recorded_prompt[head:])
+        own = (self.to_model(message) for message in self.recorded_prompt[head:])
+        self.prompt = (*self.recorded_prompt[:head], *told, *own)
         self.answers_shown = sum(message.role == "assistant" for message in told)
         """Assistant messages of demonstrations in the prompt."""
         self._guards = GuardState(spec.guards, self.canonical_tools, self._written)
