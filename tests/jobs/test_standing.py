@@ -13,7 +13,7 @@ from builders import a_job
 from byte_chat import calls, decode, says
 from tuning import FakeModel
 
-from agentrft.core.config import AuditConfig, EngineConfig, PreflightConfig
+from agentrft.core.config import AdvisorConfig, AuditConfig, EngineConfig, PreflightConfig
 from agentrft.core.errors import UserError
 from agentrft.core.grade import Grade
 from agentrft.core.protocols import Environment, SampleRequest
@@ -89,6 +89,36 @@ def test_preflight_measures_stores_audits_and_advises(tmp_path: Path) -> None:
     assert job.home.store.run(job.run.id).result["verdict"] == "fix"
 
 
+def test_a_project_without_holdout_validation_and_demonstrations_is_told_to_collect_tasks(
+    tmp_path: Path,
+) -> None:
+    project = a_project(tmp_path)
+    for name in ("holdout", "validation"):
+        (project.folder / f"{name}.jsonl").unlink()
+    data = replace(project.config.data, demonstrations="")
+    project = replace(project, config=replace(project.config, data=data))
+    _, result = flown(tmp_path, project)
+    assert result.advice.rule == "R1"
+    assert (result.standing.holdout_tasks, result.standing.detectable) == (0, 1.0)
+
+
+def test_a_search_that_ended_with_this_spec_is_not_advised_again(tmp_path: Path) -> None:
+    project = a_project(tmp_path)
+    easy = AdvisorConfig(tasks=1, detectable=1.0, mechanical_rollouts=1.0, mechanical_failures=1.0)
+    project = replace(project, config=replace(project.config, advisor=easy))
+    for name, hash_, rule in (("other", "0123", "R4"), ("same", project.spec.hash, "-")):
+        folder = tmp_path / name
+        search = a_job(folder / "home", Method.OPTIMIZE, "run-search")
+
+        async def ends(of: Job = search, chose: str = hash_) -> None:
+            async with of.running():
+                of.note_result(spec=chose)
+
+        asyncio.run(ends())
+        _, result = flown(folder, project)
+        assert result.advice.rule == rule
+
+
 def test_tasks_are_drawn_by_seed_and_kept_in_file_order(tmp_path: Path) -> None:
     tasks = a_project(tmp_path).tasks("train")
     first, again, other = (sample_of(tasks, 5, seed) for seed in (1, 1, 2))
@@ -142,6 +172,18 @@ def test_a_grader_that_changes_its_mind_is_found_out(tmp_path: Path) -> None:
     assert result.standing.flips is not None
     assert result.standing.flips.value == 1
     assert (result.advice.rule, result.verdict) == ("R0", "fix")
+
+
+def test_calls_that_a_limit_kept_from_running_are_not_made_for_a_second_grade(
+    tmp_path: Path,
+) -> None:
+    def greedy(request: SampleRequest) -> Sequence[int]:
+        loan = re.findall(r"L\d{4}", decode(request.prompt_ids))[-1]
+        return calls(*5 * [("get_loan", {"loan_id": loan})])
+
+    _, result = flown(tmp_path, a_project(tmp_path), FakeModel(script=greedy))
+    assert result.standing.flips is not None
+    assert result.standing.flips.value == 0
 
 
 def test_tools_by_url_are_not_called_again_for_a_second_grade(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from byte_chat import a_policy, a_setup, calls, decode, play, requests, says
 from agentrft.core.spec import AgentSpec, Guards, Precondition, Rendering, ToolView
 from agentrft.core.task import Task
 from agentrft.core.trajectory import Trajectory
+from agentrft.graders.template import sample_of
 from agentrft.rollout.environment import Environment, python_environment
 from agentrft.rollout.guards import coerced
 from agentrft.rollout.tools import ToolRefusal, tool
@@ -164,6 +165,16 @@ def test_a_change_is_held_with_what_was_read_and_runs_when_it_is_made_again() ->
     assert 'Not run yet: refund {"order_id": "W1", "cents": 5}' in saw[1]
     assert 'get_order {"order_id": "W1"}: W1 open' in saw[1]
     assert sum(name == "refund" for name, _ in Shop.made) == 1
+
+
+def test_graders_go_by_the_calls_that_no_guard_answered() -> None:
+    guards = Guards(check_first=("refund",), block_duplicates=True)
+    made = [[GET], [GET], [REFUND], [("refnd", {})], [REFUND]]
+    trajectory, _ = rolled_out(guards, *made)
+    assert len(trajectory.tool_calls) == 5
+    assert [call.name for call in trajectory.made_calls] == ["get_order", "refnd", "refund"]
+    called = sample_of(trajectory)["output_tools"]
+    assert [call["function"]["name"] for call in called] == ["get_order", "refnd", "refund"]
 
 
 def test_two_equal_changes_in_one_turn_are_both_held() -> None:

@@ -58,7 +58,7 @@ def _essence(answer: Answer) -> tuple[object, ...]:
 
 def answer_of(trajectory: Trajectory) -> Answer:
     """Return what a rollout known to be right did and said."""
-    return Answer(text=trajectory.output_text, calls=trajectory.tool_calls)
+    return Answer(text=trajectory.output_text, calls=trajectory.made_calls)
 
 
 def find_answers(

@@ -173,6 +173,15 @@ class Trajectory:
         return tuple(call for turn in self.turns for call in turn.message.tool_calls)
 
     @property
+    def made_calls(self) -> tuple[ToolCall, ...]:
+        """Those of `tool_calls` that no guard answered in a tool's place: what graders go by.
+
+        Calls of tools that do not exist are among them.
+        """
+        held = {r.call_id for r in self.tool_results if r.guard and r.guard != "names"}
+        return tuple(call for call in self.tool_calls if call.id not in held)
+
+    @property
     def tool_results(self) -> tuple[ToolResult, ...]:
         """Every result, in call order."""
         return tuple(result for turn in self.turns for result in turn.tool_results)

@@ -106,7 +106,7 @@ def sample_of(trajectory: Trajectory) -> dict[str, Any]:
     reason = trajectory.stop_reason
     sample: dict[str, Any] = {
         "output_text": text,
-        "output_tools": [_call(call) for call in trajectory.tool_calls],
+        "output_tools": [_call(call) for call in trajectory.made_calls],
         "output_audio": None,
         "choices": [
             {

@@ -16,7 +16,7 @@ from agentrft.core.config import EvaluationConfig, ProjectConfig
 from agentrft.core.errors import ToolError, UserError, boundary
 from agentrft.core.grade import Grade, GradedTrajectory, Outcome
 from agentrft.core.protocols import Environment
-from agentrft.core.run import RolloutRecord
+from agentrft.core.run import Method, RolloutRecord, RunStatus
 from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Task
 from agentrft.core.trajectory import Trajectory
@@ -25,11 +25,12 @@ from agentrft.jobs.audit import project_subject, summary
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate
 from agentrft.jobs.grading import grader_types
+from agentrft.jobs.holdout import runs_beside
 from agentrft.jobs.project import Project
 from agentrft.jobs.regrade import needs_environment
 from agentrft.jobs.reinforcement import serving
 from agentrft.jobs.serving import OpenModel, ServedModel, served_model
-from agentrft.measure.advisor import Supply, advise
+from agentrft.measure.advisor import AFTER_SEARCH, Supply, advise
 from agentrft.measure.next_steps import Prices, expected_costs
 from agentrft.measure.preflight_result import PreflightResult
 from agentrft.measure.standing import Plan, Standing, standing
@@ -64,7 +65,7 @@ async def preflight(
             setup = await serving(job, model, checkpoint)
             found, notes = await measured_standing(job, model, setup)
         audited = await _audited(job, project)
-        known = known or Supply()
+        known = known or _known(job, setup, trained=checkpoint is not None)
         known = replace(known, warm_started=known.warm_started or checkpoint is not None)
         supply = supply_of(project, job.home, found, known, audited)
         supply = replace(supply, grader_trusted=supply.grader_trusted or allow_findings)
@@ -101,7 +102,10 @@ async def measured_standing(
     Raises UserError if no rollout can be scored.
     """
     project, methods = model.project, model.project.config.methods
-    train = project.tasks("train")
+    train, holdout = (
+        project.tasks("train"),
+        project.tasks("holdout") if _has_holdout(project) else (),
+    )
     tasks = sample_of(train, methods.preflight.tasks, job.run.seed)
     records = await evaluate(
         job,
@@ -116,12 +120,11 @@ async def measured_standing(
     )
     rollouts = _in_order(records, tasks)
     again, notes = await _graded_again(job, project, setup, rollouts)
-    holdout = project.tasks("holdout")[: methods.optimize.confirm_tasks or None]
     plan = Plan(
         pass_threshold=project.config.pass_threshold,
         group_size=methods.reinforcement.group_size,
         train_tasks=len({task.messages for task in train}),
-        holdout_tasks=len(holdout),
+        holdout_tasks=len(holdout[: methods.optimize.confirm_tasks or None]),
         holdout_samples=methods.optimize.confirm_samples,
         alpha=methods.optimize.alpha,
     )
@@ -137,10 +140,10 @@ def supply_of(
 ) -> Supply:
     """Count what there is to train with, beside what is known already."""
     config = project.config
-    solved = sum(task.solved > 0 for task in found.by_task)
+    solved = {task.task_id for task in found.by_task if task.solved}
     return replace(
         known,
-        demonstrations=len({shown.id for shown in project.demonstrations()}) + solved,
+        demonstrations=len({shown.id for shown in project.demonstrations()} | solved),
         pairs=sum(min(task.solved, task.rollouts - task.solved) for task in found.by_task),
         grader_trusted=not audited.get("blocked"),
         grader_asks_model=bool(grader_types(config.grader) & ASKS_MODEL),
@@ -149,6 +152,25 @@ def supply_of(
         else describe(config.model, cache=home.models).parameters,
         endpoint=config.endpoint is not None,
     )
+
+
+def _known(job: Job, setup: RolloutSetup, *, trained: bool) -> Supply:
+    """Return what a search that ended with this spec, of this model, has found out."""
+    if trained:
+        return Supply()
+    ended = any(
+        run.method is Method.OPTIMIZE
+        and run.status is RunStatus.SUCCEEDED
+        and run.result.get("spec") == setup.policy.spec.hash
+        and all(run.config.get(key) == job.run.config.get(key) for key in ("model", "endpoint"))
+        for run in runs_beside(job)
+    )
+    return AFTER_SEARCH if ended else Supply()
+
+
+def _has_holdout(project: Project) -> bool:
+    """A preflight does without: the advice then is to collect tasks."""
+    return (project.folder / project.config.data.holdout).is_file()
 
 
 def sample_of(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
@@ -215,9 +237,9 @@ async def _replayed(setup: RolloutSetup, task: Task, trajectory: Trajectory) -> 
         with boundary(ToolError, "calls repeated for a second grade"):
             environment = await in_thread(opening, name=f"replay {trajectory.id}")
             for turn in trajectory.turns:
-                unanswered = {result.call_id for result in turn.tool_results if result.guard}
+                ran = {result.call_id for result in turn.tool_results if not result.guard}
                 for call in turn.message.tool_calls:
-                    if call.id not in unanswered:
+                    if call.id in ran:
                         await environment.call_tool(call)
         return await grade_rollout(setup.grader, task, trajectory, environment)
     finally:
