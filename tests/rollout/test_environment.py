@@ -2,6 +2,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -375,6 +376,38 @@ def test_objects_bound_to_a_thread_work_in_every_method() -> None:
         return result.content
 
     assert asyncio.run(scenario()) == "1"
+
+
+def test_calls_left_behind_do_not_hold_up_the_close_and_teardown_comes_after_them() -> None:
+    begun, release, torn_down = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Environment):
+        @tool
+        def wait(self) -> str:
+            """Wait."""
+            begun.set()
+            release.wait()
+            return ""
+
+        def teardown(self) -> None:
+            torn_down.set()
+
+    async def scenario() -> None:
+        environment = python_environment(Slow)(a_task(), "trace_1")
+        call = ToolCall(id="c", name="wait", arguments="{}")
+        both = asyncio.gather(environment.call_tool(call), environment.call_tool(call))
+        await asyncio.to_thread(begun.wait, 30)
+        both.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await both
+        try:
+            await asyncio.wait_for(environment.close(), 30)
+            assert not torn_down.is_set()
+        finally:
+            release.set()
+
+    asyncio.run(scenario())
+    assert torn_down.wait(30)
 
 
 HANGING_PROGRAM = """

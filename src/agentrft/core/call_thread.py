@@ -21,7 +21,7 @@ class CallThread(threading.Thread):
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._abandoned: Future[Any] | None = None
+        self._abandoned: list[Future[Any]] = []
         self.start()
 
     @staticmethod
@@ -42,13 +42,13 @@ class CallThread(threading.Thread):
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            self._abandoned = future
+            self._abandoned.append(future)
             raise
 
     @property
     def stuck(self) -> bool:
         """Whether a call that nobody waits for any more still runs."""
-        return self._abandoned is not None and self._abandoned.running()
+        return any(future.running() for future in self._abandoned)
 
     def stop(self) -> None:
         """End the thread once it has done what is queued."""
