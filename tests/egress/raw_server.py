@@ -92,10 +92,12 @@ async def serving(*replies: Raw) -> AsyncIterator[RawServer]:
     raw = RawServer(replies or (reply(),))
     async with await asyncio.start_server(raw.handle, "127.0.0.1", 0) as server:
         raw.port = server.sockets[0].getsockname()[1]
-        yield raw
-        for task in list(raw.tasks):
-            task.cancel()
-        await asyncio.gather(*raw.tasks)
+        try:
+            yield raw
+        finally:  # also of a test that fails: the server would wait for those that hang
+            for task in list(raw.tasks):
+                task.cancel()
+            await asyncio.gather(*raw.tasks)
 
 
 class Waited:
@@ -108,6 +110,7 @@ class Waited:
     async def __call__(self, delay_s: float) -> None:
         self.delays_s.append(delay_s)
         self.now_s += delay_s
+        await asyncio.sleep(0)  # others go on meanwhile: what is waited for may be one of them
 
     def clock(self) -> float:
         return self.now_s
