@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrft.core.config import Decoding, Limits
-from agentrft.core.errors import ConfigError, DataError
+from agentrft.core.errors import ConfigError, DataError, StoreError
 from agentrft.core.spec import (
     AgentSpec,
     Exposure,
@@ -191,6 +191,32 @@ def test_what_is_said_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tools" / "get.md").write_text("Fetch.")
     with pytest.raises(ConfigError, match=r"tools\.get\.description.*keep one"):
         read_spec(tmp_path, AgentSpec())
+
+
+def test_names_of_tools_and_sections_lead_nowhere_else(tmp_path: Path) -> None:
+    names = ("../x", "..", "a/b", ".hidden", "C:\\x", "CON", "50%")
+    spec = AgentSpec(
+        sections=tuple(Section(name=name, text=name) for name in names),
+        tools={name: ToolView(description=name) for name in names},
+    )
+    folder = tmp_path / "project" / "spec"
+    write_spec(folder, spec, AgentSpec())
+    assert read_spec(folder, AgentSpec()) == spec
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
+    assert {path.name for path in folder.iterdir()} == {"system", "tools"}
+
+
+def test_a_write_that_fails_leaves_the_folder_as_it_was_and_nothing_beside_it(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "spec"
+    fine = AgentSpec(sections=(Section(name="role", text="Help."),))
+    write_spec(folder, fine, AgentSpec())
+    long = AgentSpec(sections=(Section(name="x" * 300, text="Help."),))
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_spec(folder, long, AgentSpec())
+    assert read_spec(folder, AgentSpec()) == fine
+    assert [path.name for path in tmp_path.iterdir()] == ["spec"]
 
 
 def test_a_write_that_was_cut_short_is_not_taken_for_no_spec(tmp_path: Path) -> None:

@@ -66,19 +66,18 @@ def write_spec(folder: Path, spec: AgentSpec, baseline: AgentSpec) -> None:
     texts = spec_files(spec, baseline)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        new.chmod(0o755)
-        for name, text in texts.items():
-            path = new / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8", newline="")
-        if folder.exists():
-            shutil.rmtree(_old(folder), ignore_errors=True)
-            folder.rename(_old(folder))
-        if texts:
-            new.rename(folder)
-        else:
-            new.rmdir()
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as drafts:
+            new = Path(drafts) / folder.name
+            for name, text in texts.items():
+                path = new / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Half of a surrogate pair, which models can write, is no text that a file can hold.
+                path.write_text(text, encoding="utf-8", errors="replace", newline="")
+            if folder.exists():
+                shutil.rmtree(_old(folder), ignore_errors=True)
+                folder.rename(_old(folder))
+            if texts:
+                new.rename(folder)
         shutil.rmtree(_old(folder), ignore_errors=True)
     except OSError as error:
         raise StoreError(f"{folder} cannot be written: {error.strerror}") from error
