@@ -146,6 +146,13 @@ def test_a_wrong_key_fails_at_once_and_is_not_shown(status: int, tmp_path: Path)
     assert len(server.requests) == 1
 
 
+def test_a_key_that_the_server_echoes_gets_into_no_grade(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    (answer,), _, _ = asked(completion(f"Your key is {KEY}."), api_key_file=str(tmp_path / "key"))
+    assert isinstance(answer, GradingReply)
+    assert answer.text == "Your key is [redacted]."
+
+
 def test_a_server_without_structured_output_is_asked_plainly_from_then_on() -> None:
     answers, server, _ = asked(NO_FORM, GOOD, GOOD, times=2)
     assert all(isinstance(answer, GradingReply) for answer in answers)

@@ -99,10 +99,19 @@ async def post(
     *,
     key: str,
 ) -> T:
-    """Send the fields that are not None. Raises EndpointError when nothing helps."""
+    """Send the fields that are not None. Raises EndpointError when nothing helps.
+
+    A server that echoes the key does not get it into what is read.
+    """
     given = {name: value for name, value in fields.items() if value is not None}
     body = json.dumps(given, ensure_ascii=False).encode(errors="replace")
-    return await endpoint.call(body, read, key=key)
+
+    def redacted(reply: EndpointReply) -> T:
+        if reply.body is None:
+            return read(reply)
+        return read(replace(reply, body=endpoint.redact(reply.text).encode()))
+
+    return await endpoint.call(body, redacted, key=key)
 
 
 def parsed(endpoint: Endpoint, reply: EndpointReply) -> object:
@@ -110,14 +119,13 @@ def parsed(endpoint: Endpoint, reply: EndpointReply) -> object:
     if reply.body is None:
         raise TryAgain(f"the reply is too large (over {MAX_BODY_BYTES} bytes)")
     if reply.status != 200:
-        raise EndpointError(f"{endpoint.where} answered {shown(endpoint, reply)}")
+        raise EndpointError(f"{endpoint.where} answered {shown(reply)}")
     return reply.parsed()
 
 
-def shown(endpoint: Endpoint, reply: EndpointReply) -> str:
-    """Return a reply's status and the beginning of its text, safe to show."""
-    # Secrets first: a cut could leave half of one that nobody recognises.
-    return f"HTTP {reply.status}: {endpoint.redact(reply.text)[:_SHOWN]}"
+def shown(reply: EndpointReply) -> str:
+    """Return a reply's status and the beginning of its text."""
+    return f"HTTP {reply.status}: {reply.text[:_SHOWN]}"
 
 
 def chat_reply(value: object) -> ChatReply:

@@ -100,7 +100,7 @@ class RemoteGraderModel:
 
     def _read(self, reply: EndpointReply) -> GradingReply | TurnedDown:
         if reply.status in UNKNOWN_FORM:
-            return TurnedDown(reply.status, shown(self._endpoint, reply))
+            return TurnedDown(reply.status, shown(reply))
         answer = chat_reply(parsed(self._endpoint, reply))
         ended = "length" if answer.finish_reason == "length" else "stop"
         return GradingReply(

@@ -236,8 +236,6 @@ class EndpointSpeaker:
         raise self.lost(reason)
 
     def _read(self, reply: EndpointReply) -> ChatReply | TurnedDown:
-        if reply.body is not None:  # a server that echoes the key must not get it into records
-            reply = replace(reply, body=self._endpoint.redact(reply.text).encode())
         if not 400 <= reply.status < 500:
             return chat_reply(parsed(self._endpoint, reply))
         error: object = None
@@ -249,7 +247,7 @@ class EndpointSpeaker:
             return ChatReply(
                 message={}, text="", refusal=refusal, finish_reason="stop", usage=TokenUsage()
             )
-        return TurnedDown(reply.status, shown(self._endpoint, reply))
+        return TurnedDown(reply.status, shown(reply))
 
     def _counted(self, reply: ChatReply, fields: Mapping[str, object]) -> TokenUsage:
         """Return the server's count, with an estimate for what it does not count."""
