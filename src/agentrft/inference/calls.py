@@ -33,25 +33,17 @@ def read_call(text: str, start: int = 0) -> tuple[WrittenCall, int]:
     Raises ValueError with a reason the model can act on. Arguments may also be called parameters,
     as some families do, and may be left out where a tool takes none.
     """
-    values: dict[str, tuple[Any, str]] = {}
     position = _skip(text, start)
     if text[position : position + 1] != "{":
         raise ValueError(f"the call is not a JSON object; write {FORM}")
-    position = _skip(text, position + 1)
     try:
-        while text[position : position + 1] != "}":
-            if values:
-                position = _skip(text, _expect(text, position, ","))
-            key, end = _DECODER.raw_decode(text, _expect(text, position, '"') - 1)
-            position = _skip(text, _expect(text, _skip(text, end), ":"))
-            value, end = _DECODER.raw_decode(text, position)
-            values[key] = (value, text[position:end])
-            position = _skip(text, end)
+        found, end = read_members(text, position)
     except json.JSONDecodeError as error:
         where = error.pos - start
         raise ValueError(f"the call is not valid JSON: {error.msg} at character {where}") from error
     except RecursionError as error:
         raise ValueError("the call is nested too deeply") from error
+    values = {key: (value, raw) for key, value, raw in found}
     name = values.get("name", (None, ""))[0]
     if not isinstance(name, str) or not name or not name.isprintable():
         raise ValueError(f'the call has no "name" that is a text; write {FORM}')
@@ -59,7 +51,25 @@ def read_call(text: str, start: int = 0) -> tuple[WrittenCall, int]:
     arguments, written = values.get("arguments", values.get("parameters", empty))
     if not isinstance(arguments, dict):
         raise ValueError(f'"arguments" must be a JSON object; write {FORM}')
-    return WrittenCall(name=name, arguments=written), position + 1
+    return WrittenCall(name=name, arguments=written), end
+
+
+def read_members(text: str, start: int = 0) -> tuple[list[tuple[str, Any, str]], int]:
+    """Read the JSON object at `start`: keys with values and their texts, and the position after it.
+
+    Raises JSONDecodeError, RecursionError.
+    """
+    found: list[tuple[str, Any, str]] = []
+    position = _skip(text, _expect(text, _skip(text, start), "{"))
+    while text[position : position + 1] != "}":
+        if found:
+            position = _skip(text, _expect(text, position, ","))
+        key, end = _DECODER.raw_decode(text, _expect(text, position, '"') - 1)
+        position = _skip(text, _expect(text, _skip(text, end), ":"))
+        value, end = _DECODER.raw_decode(text, position)
+        found.append((key, value, text[position:end]))
+        position = _skip(text, end)
+    return found, position + 1
 
 
 def _skip(text: str, position: int) -> int:

@@ -68,8 +68,7 @@ class Session:
         self._spec = spec = harness.spec
         _check_tools_known(spec, task, offered)
         exposed = visible_tools(offered, task, spec.tools)
-        names = Names(exposed, spec.tools)
-        self.canonical_tools = _retrieved(exposed, names, spec, request(task.messages))
+        self.canonical_tools = _retrieved(exposed, spec, request(task.messages))
         """Tools of this rollout under their own names."""
         self._names = Names(self.canonical_tools, spec.tools)
         self.tools = tuple(form.shown for form in self._names.forms.values())
@@ -225,14 +224,12 @@ def _check_tools_known(spec: AgentSpec, task: Task, offered: Sequence[ToolSpec])
             raise ConfigError(f"the spec names a tool {name!r}; the project's tools: {listed}")
 
 
-def _retrieved(
-    tools: tuple[ToolSpec, ...], names: Names, spec: AgentSpec, asked: str
-) -> tuple[ToolSpec, ...]:
+def _retrieved(tools: tuple[ToolSpec, ...], spec: AgentSpec, asked: str) -> tuple[ToolSpec, ...]:
     """Return the tools nearest to a request, in their own order."""
     exposure = spec.exposure
     if exposure.mode == "all":
         return tools
-    shown = [names.forms[tool.name].shown for tool in tools]
+    shown = [form.shown for form in Names(tools, spec.tools).forms.values()]
     order = Nearest([f"{tool.name} {tool.description}" for tool in shown]).order(asked)
     kept = [tool.name for tool in tools if tool.name in exposure.always]
     nearest = [tools[place].name for place in order if tools[place].name not in kept]

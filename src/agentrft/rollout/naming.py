@@ -14,6 +14,7 @@ from typing import Any, cast
 from agentrft.core.errors import ConfigError
 from agentrft.core.spec import ToolView
 from agentrft.core.task import ToolCall, ToolSpec
+from agentrft.inference.calls import read_members
 from agentrft.rollout.tools import ArgumentsError, read_object, type_word
 
 NEAR = 0.8
@@ -26,8 +27,6 @@ Members = list[tuple[str, str]]
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LIKE_A_NAME = r"(?=['\"`:=({]| has no argument)"
-_BLANK = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder()
 
 
 def members(text: str) -> Members | None:
@@ -36,21 +35,7 @@ def members(text: str) -> Members | None:
         read_object(text)
     except ArgumentsError:
         return None
-    found: Members = []
-    at = _skip(text, _skip(text, 0) + 1)
-    while at < len(text) and text[at] != "}":
-        key, at = _DECODER.raw_decode(text, at)
-        start = _skip(text, _skip(text, at) + 1)
-        _, at = _DECODER.raw_decode(text, start)
-        found.append((key, text[start:at]))
-        at = _skip(text, at)
-        at = _skip(text, at + 1) if text[at] == "," else at
-    return found
-
-
-def _skip(text: str, at: int) -> int:
-    blank = _BLANK.match(text, at)
-    return blank.end() if blank else at
+    return [(key, raw) for key, _, raw in read_members(text or "{}")[0]]
 
 
 def joined(found: Members) -> str:
