@@ -105,15 +105,6 @@ class _FaultError(Exception):
 
 
 @contextmanager
-def _attributed(kind: type[AgentRFTError], where: str) -> Iterator[None]:
-    try:
-        with boundary(kind, where):
-            yield
-    except AgentRFTError as error:
-        raise _FaultError(_infrastructure(where, str(error))) from error
-
-
-@contextmanager
 def _dialogue() -> Iterator[None]:
     try:
         yield
@@ -355,8 +346,12 @@ class _Episode:
         call, started_s = admission.call, self.elapsed_s()
         if admission.answer is not None:
             return replace(admission.answer, started_s=started_s)
-        with _attributed(ToolError, f"tool {call.name!r}"):
-            result = await self._run(environment, call)
+        where = f"tool {call.name!r}"
+        try:
+            with boundary(ToolError, where):
+                result = await self._run(environment, call, where)
+        except AgentRFTError as error:
+            raise _FaultError(_infrastructure(where, str(error))) from error
         return replace(
             result,
             repairs=admission.repairs,
@@ -364,9 +359,9 @@ class _Episode:
             duration_s=self.elapsed_s() - started_s,
         )
 
-    async def _run(self, environment: Environment, call: ToolCall) -> ToolResult:
+    async def _run(self, environment: Environment, call: ToolCall, where: str) -> ToolResult:
         """Run a call, again if the tool fails; a server tells the attempts by trace and call id."""
-        limit_s, where = self.limits.tool_timeout_s, f"tool {call.name!r}"
+        limit_s = self.limits.tool_timeout_s
         late = ToolError(f"{where} gave no result in {limit_s:g} s (limits.tool_timeout_s)")
         for attempt in range(self.limits.transient_retries):
             try:
