@@ -1,7 +1,7 @@
 """Failed rollouts made by hand, one for each rule, and what is made of them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -102,9 +102,8 @@ def judged(
     graded: GradedTrajectory,
     known: Successes = KNOWN,
     task: Task | None = None,
-    writes: Sequence[str] = (),
 ) -> tuple[str, int | None]:
-    found = diagnose(task or a_task(), graded, known, TOOLS, writes=writes)
+    found = diagnose(task or a_task(), graded, known, TOOLS)
     assert found is not None
     assert len(found.evidence.splitlines()) == 1
     return found.failure_class, found.turn
@@ -197,12 +196,6 @@ def test_the_right_value_that_the_answer_leaves_out_was_misread() -> None:
     assert judged(told, task=a_task(expect={"fact": "21.75"}))[0] == "wrong plan"
 
 
-def test_writes_that_are_named_need_some_read_before_them() -> None:
-    blind = a_rollout(a_turn(("refund", {"order_id": "W1001"}, "ok")), DONE)
-    assert judged(blind, NOTHING, writes=["refund"]) == ("unsafe write", 0)
-    assert judged(blind, NOTHING)[0] == "wrong plan"
-
-
 def test_tools_that_are_not_read_only_are_writes() -> None:
     told = [replace(tool, read_only=tool.name in NAMES[:2]) for tool in TOOLS]
     blind = a_rollout(a_turn(("refund", {"order_id": "W1001"}, "ok")), DONE)
@@ -214,6 +207,16 @@ def test_tools_that_are_not_read_only_are_writes() -> None:
     again = diagnose(a_task(), blind, known, told)
     assert again is not None
     assert again.failure_class is FailureClass.WRONG_PLAN
+    assert judged(blind, NOTHING)[0] == "wrong plan"
+
+
+def test_where_every_tool_only_reads_nothing_is_a_write() -> None:
+    reads = [replace(tool, read_only=True) for tool in TOOLS]
+    blind = a_rollout(a_turn(cancel()), DONE)
+    assert judged(blind)[0] == "unsafe write"
+    found = diagnose(a_task(), blind, KNOWN, reads)
+    assert found is not None
+    assert found.failure_class is not FailureClass.UNSAFE_WRITE
 
 
 def test_a_write_that_a_precondition_held_back_was_premature() -> None:

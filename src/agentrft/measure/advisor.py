@@ -308,9 +308,7 @@ def _mechanical(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
 
 
 def _searchable(_s: Standing, u: Supply, _c: AdvisorConfig) -> Alternatives:
-    return (
-        (_fact("no plateau yet", holds=not u.plateaued, otherwise="a plateau of the search"),),
-    )
+    return ((_fact("no plateau yet", holds=not u.plateaued, otherwise="a plateau of the search"),),)
 
 
 def _hopeless(s: Standing, _u: Supply, c: AdvisorConfig) -> Alternatives:

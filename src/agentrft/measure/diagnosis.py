@@ -122,7 +122,7 @@ def successes(solved: Sequence[tuple[Task, GradedTrajectory]]) -> Successes:
         for step in _steps(trajectory):
             if step.result and _worked(step.result):
                 before.setdefault(step.call.name, []).append(step.answered)
-                written.update((step.call.name, name) for name in _arguments(step.call))
+                written.update((step.call.name, name) for name in arguments_of(step.call))
                 unseen.update({(step.call.name, name) for name, _ in step.unseen(task, ())})
     return Successes(
         tools={family: frozenset().union(*sets) for family, sets in called.items()},
@@ -133,20 +133,21 @@ def successes(solved: Sequence[tuple[Task, GradedTrajectory]]) -> Successes:
     )
 
 
+def writing(tools: Sequence[ToolSpec]) -> tuple[str, ...] | None:
+    """Return the tools that change something; None where no tool says that it only reads."""
+    if not any(tool.read_only for tool in tools):
+        return None
+    return tuple(tool.name for tool in tools if not tool.read_only)
+
+
 def diagnose(
-    task: Task,
-    graded: GradedTrajectory,
-    known: Successes,
-    tools: Sequence[ToolSpec],
-    *,
-    writes: Collection[str] = (),
+    task: Task, graded: GradedTrajectory, known: Successes, tools: Sequence[ToolSpec]
 ) -> Diagnosis | None:
     """Return the first decisive error of a rollout that did not solve its task.
 
-    `tools` are canonical; `writes` those that change something: else all but the read-only ones,
-    else, if nobody said which these are, tools that successes call only after another one and whose
-    names do not begin like a read. Whether a rollout is solved is the caller's to say; None is for
-    one whose record shows no model turn.
+    `tools` are canonical. If none of them is read-only, those count as changing something that
+    successes call only after another one and whose names do not begin like a read. Whether a
+    rollout is solved is the caller's to say; None is for one whose record shows no model turn.
     """
     trajectory = graded.trajectory
     if graded.outcome is Outcome.INFRASTRUCTURE_FAULT:
@@ -156,9 +157,9 @@ def diagnose(
     if not trajectory.turns:
         return None
     offered = tools or task.tools
-    if not writes and any(tool.read_only for tool in offered):
-        writes = [tool.name for tool in offered if not tool.read_only]
-    case = _Case(task=task, trajectory=trajectory, known=known, tools=offered, writes=writes)
+    case = _Case(
+        task=task, trajectory=trajectory, known=known, tools=offered, writes=writing(offered)
+    )
     return next(case.errors(), None) or case.ending()
 
 
@@ -167,13 +168,12 @@ def diagnoses(
     tools: Sequence[ToolSpec],
     *,
     pass_threshold: float,
-    writes: Collection[str] = (),
 ) -> list[Diagnosis | None]:
     """Diagnose a sample by what its own successes have in common; None for each of those."""
     solved = [_solved(graded, pass_threshold) for _, graded in rollouts]
     known = successes([one for one, done in zip(rollouts, solved, strict=True) if done])
     return [
-        None if done else diagnose(task, graded, known, tools, writes=writes)
+        None if done else diagnose(task, graded, known, tools)
         for (task, graded), done in zip(rollouts, solved, strict=True)
     ]
 
@@ -183,10 +183,9 @@ def failure_mix(
     tools: Sequence[ToolSpec],
     *,
     pass_threshold: float,
-    writes: Collection[str] = (),
 ) -> tuple[MixEntry, ...]:
     """Return the failure classes of a sample of rollouts, the most frequent first."""
-    seen = diagnoses(rollouts, tools, pass_threshold=pass_threshold, writes=writes)
+    seen = diagnoses(rollouts, tools, pass_threshold=pass_threshold)
     found: dict[FailureClass, list[tuple[GradedTrajectory, Diagnosis]]] = {}
     of_task: dict[str, list[FailureClass | None]] = {}
     for (task, graded), diagnosis in zip(rollouts, seen, strict=True):
@@ -232,7 +231,7 @@ class _Step:
         """Return parameters, with their values, that look like data and that nobody had shown."""
         found = [
             (name, text)
-            for name, value in _arguments(self.call).items()
+            for name, value in arguments_of(self.call).items()
             for text in _data(value)
             if text.lower() not in self.seen and not _number_stands_in(text, self.seen)
         ]
@@ -266,7 +265,8 @@ class _Case:
     trajectory: Trajectory
     known: Successes
     tools: Sequence[ToolSpec]
-    writes: Collection[str]
+    writes: Collection[str] | None
+    """None if nobody said."""
 
     @property
     def _family(self) -> str | None:
@@ -333,7 +333,7 @@ class _Case:
             yield _found(FailureClass.WRONG_TOOL, turn, told)
 
     def _is_write(self, name: str) -> bool:
-        if self.writes:
+        if self.writes is not None:
             return name in self.writes
         return bool(self.known.after.get(name)) and not _READS.match(name)
 
@@ -344,7 +344,7 @@ class _Case:
             return ""
         if name in self.known.after:
             return ", ".join(sorted(self.known.after[name] - step.answered))
-        reads = {tool.name for tool in self.tools} - set(self.writes)
+        reads = {tool.name for tool in self.tools} - set(self.writes or ())
         return "" if not reads or step.answered & reads else "anything was read"
 
     def _never_in_success(self, step: _Step) -> bool:
@@ -444,7 +444,8 @@ def _written(call: ToolCall) -> str:
     return f"{call.name} {call.arguments}"
 
 
-def _arguments(call: ToolCall) -> Mapping[str, Any]:
+def arguments_of(call: ToolCall) -> Mapping[str, Any]:
+    """Return a call's arguments; none if they are no JSON object."""
     try:
         given = json.loads(call.arguments or "{}")
     except (ValueError, RecursionError):
@@ -453,7 +454,7 @@ def _arguments(call: ToolCall) -> Mapping[str, Any]:
 
 
 def _canonical(call: ToolCall) -> str:
-    return json.dumps(_arguments(call), sort_keys=True) or call.arguments
+    return json.dumps(arguments_of(call), sort_keys=True) or call.arguments
 
 
 def _leaves(value: object) -> Iterator[object]:

@@ -1,16 +1,15 @@
 """What baseline rollouts and demonstrations show, in the form that proposers read."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from agentrft.core.grade import GradedTrajectory
 from agentrft.core.task import Demonstration, Message, Task, ToolCall, ToolSpec
 from agentrft.core.trajectory import ToolResult, Turn
-from agentrft.measure.diagnosis import FailureClass, failure_mix
+from agentrft.measure.diagnosis import FailureClass, arguments_of, failure_mix
 from agentrft.optimize.leaks import request_of
-from agentrft.optimize.problem import Known, Problem
+from agentrft.optimize.problem import Known
 from agentrft.optimize.trials import passed
 
 OWN_FAILURES = tuple(c for c in FailureClass if c is not FailureClass.INFRASTRUCTURE)
@@ -35,7 +34,6 @@ class Solution:
     steps: tuple[Step, ...]
     said: tuple[str, ...]
     """Texts of the assistant."""
-    demonstrated: bool = False
 
     @property
     def tools(self) -> frozenset[str]:
@@ -110,29 +108,12 @@ def demonstrated(demonstration: Demonstration) -> Solution:
         request=request_of(demonstration.messages),
         steps=tuple(_demonstrated_steps(demonstration.messages)),
         said=_said(demonstration.messages),
-        demonstrated=True,
     )
 
 
 def parameters_of(tool: ToolSpec) -> Mapping[str, Mapping[str, Any]]:
     """Return a tool's parameters with the schemas of their values."""
     return tool.parameters.get("properties", {})
-
-
-def writes(problem: Problem) -> tuple[str, ...]:
-    """Return the tools that change something; none where no tool says that it only reads."""
-    if not any(tool.read_only for tool in problem.tools):
-        return ()
-    return tuple(tool.name for tool in problem.tools if not tool.read_only)
-
-
-def arguments_of(call: ToolCall) -> Mapping[str, Any]:
-    """Return a call's arguments; none if they are no JSON object."""
-    try:
-        given = json.loads(call.arguments or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return cast(dict[str, Any], given) if isinstance(given, dict) else {}
 
 
 def _demonstrated_steps(messages: Sequence[Message]) -> Iterator[Step]:

@@ -5,9 +5,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from agentrft.core.spec import AgentSpec, Guards, Precondition
-from agentrft.measure.diagnosis import FailureClass
+from agentrft.measure.diagnosis import FailureClass, writing
 from agentrft.optimize.edits import both, guarding
-from agentrft.optimize.evidence import Evidence, Solution, Step, evidence, made_steps, writes
+from agentrft.optimize.evidence import Evidence, Solution, Step, evidence, made_steps
 from agentrft.optimize.problem import Known
 from agentrft.optimize.variants import Change, Knob, Level
 
@@ -25,13 +25,13 @@ class GuardMining:
         """Return up to two knobs."""
         seen = evidence(known)
         treats = (FailureClass.UNSAFE_WRITE, FailureClass.WRONG_PLAN, FailureClass.WRONG_TOOL)
-        told = writes(known.problem)
+        told = writing(known.problem.tools)
         order = Knob(
             name="order of calls", levels=_order(seen, told), treats=treats, source="guards"
         )
         check = Knob(
             name="check before writing",
-            levels=_checks(told or deciding_tools(seen, known)),
+            levels=_checks(deciding_tools(seen, known) if told is None else told),
             treats=treats,
             source="guards",
             costs=True,
@@ -72,7 +72,7 @@ def _before(before: Sequence[Step], step: Step) -> set[tuple[str, str]]:
     return {(one.tool, "") for one in others} | same
 
 
-def _order(seen: Evidence, told: Collection[str]) -> tuple[Level, ...]:
+def _order(seen: Evidence, told: Collection[str] | None) -> tuple[Level, ...]:
     """Return the orders that some failure broke; others would change nothing.
 
     Where tools say which of them change something, only those are held back.
@@ -80,7 +80,7 @@ def _order(seen: Evidence, told: Collection[str]) -> tuple[Level, ...]:
     broken = [
         (rule, kept, uses, count)
         for rule, kept, uses in preconditions(seen.solutions)
-        if (not told or rule.tool in told)
+        if (told is None or rule.tool in told)
         and (count := sum(_breaks(made_steps(graded), rule) for _, graded in seen.failed))
     ]
     if not broken:
