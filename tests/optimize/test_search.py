@@ -221,7 +221,8 @@ def test_a_baseline_that_solves_nothing_is_screened_by_score_and_its_winner_wait
     assert not found.summary.promoted
     assert not found.summary.confirmations
     assert any("mean score" in note for note in found.summary.notes)
-    assert found.promising[0].settings["good"] == "on"
+    waiting = [one for one in found.summary.tried if one.verdict.startswith("promising")]
+    assert any(one.settings.get("good") == "on" for one in waiting)
     assert found.summary.effects[0].effect.method.startswith("mean score")
 
 
@@ -286,16 +287,11 @@ def test_solved_feedback_rollouts_are_left_for_training_without_the_specs_own_te
     planting = Planting(effects=[Planted(knob="good", shift=2.5)], config=QUICK)
     found = planting.found(planting.trials())
     tasks = {task.id: task for task in planting.problem.splits.feedback}
-    shown = found.verified.demonstrations
+    shown = found.demonstrations
     assert len({one.id for one in shown}) == len(shown) > 30
     for one in shown:
         assert one.messages[0] == tasks[one.id].messages[0]
         assert one.messages[-1].role == "assistant"
-    for solved, failed in found.verified.pairs:
-        assert solved.trajectory.task_id == failed.trajectory.task_id in tasks
-        assert solved.trajectory.spec_hash == failed.trajectory.spec_hash
-        assert (solved.grade.score, failed.grade.score) == (1.0, 0.0)
-    assert set(tasks) <= found.verified.difficulty.keys()
 
 
 @pytest.mark.parametrize("rollouts", [100, 250, 700, 850, 1100])

@@ -145,7 +145,7 @@ class _Climb:
         child = self.job.child(SEARCH, Method.OPTIMIZE)
         found = found_again(child) if child.is_done else await self._searched(child)
         own = {shown.id: shown for shown in self.model.project.demonstrations()}
-        verified = {shown.id: shown for shown in found.verified.demonstrations}
+        verified = {shown.id: shown for shown in found.demonstrations}
         self.demonstrations = tuple((verified | own).values())
         await self._measure(BASE, _kept(child, self.model))
         if found.summary.promoted:

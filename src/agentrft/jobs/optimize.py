@@ -5,20 +5,18 @@ specs/<hash>.json    every spec that was rolled out
 ledger.jsonl         every rollout
 summary.json         what reports show
 demonstrations.jsonl solved rollouts of feedback tasks, for training
-pool.json            the best specs, pairs of solved and failed rollouts, difficulty by task
 """
 
 import hashlib
 from asyncio import Event
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import ConfigError, UserError
-from agentrft.core.grade import GradedTrajectory
 from agentrft.core.run import RolloutRecord
 from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Demonstration, Message, Task, ToolSpec
@@ -34,38 +32,15 @@ from agentrft.measure.report import Report, ReportInput, StageResult, build_repo
 from agentrft.measure.search_summary import SearchSummary
 from agentrft.measure.summary import HOLDOUT_LOOKS
 from agentrft.optimize.gepa_proposer import GepaProposer
-from agentrft.optimize.problem import Found, Problem, Proposer, Verified
+from agentrft.optimize.problem import Found, Problem, Proposer
 from agentrft.optimize.proposers import PROPOSERS
 from agentrft.optimize.search import search
 from agentrft.optimize.splits import prepare
-from agentrft.optimize.variants import Variant
 from agentrft.store.codec import from_json, load_config, to_json
 from agentrft.store.home import Home
 from agentrft.store.spec_files import demonstration_rows, read_pool, write_spec
 
-SUMMARY, POOL, DEMONSTRATIONS = "summary.json", "pool.json", "demonstrations.jsonl"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry:
-    """A variant whose spec lies in the folder of specs."""
-
-    name: str
-    spec: str
-    """Hash."""
-    settings: dict[str, str]
-    costs: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pool:
-    """`pool.json`."""
-
-    pool: tuple[_Entry, ...] = ()
-    promising: tuple[_Entry, ...] = ()
-    pairs: tuple[tuple[str, str], ...] = ()
-    """Trajectory ids: solved, failed."""
-    difficulty: dict[str, float] = field(default_factory=dict[str, float])
+SUMMARY, DEMONSTRATIONS = "summary.json", "demonstrations.jsonl"
 
 
 async def optimize(
@@ -166,46 +141,20 @@ class _KeptReflection:
 
 def keep(folder: Path, found: Found, project: Project) -> None:
     """Write what a search found into its run's folder."""
-    variants = (*found.pool, *found.promising)
-    for spec in (project.spec, found.chosen, *(one.spec for one in variants)):
+    for spec in (project.spec, found.chosen):
         keep_spec(folder, spec)
-    verified = found.verified
-    pool = _Pool(
-        pool=tuple(map(_entry, found.pool)),
-        promising=tuple(map(_entry, found.promising)),
-        pairs=tuple(
-            (solved.trajectory.id, failed.trajectory.id) for solved, failed in verified.pairs
-        ),
-        difficulty=verified.difficulty,
-    )
     write_spec(folder / SPEC_FOLDER, found.chosen, plain_spec(project.folder, project.config))
-    (folder / DEMONSTRATIONS).write_text(
-        demonstration_rows(verified.demonstrations), encoding="utf-8"
-    )
-    (folder / POOL).write_bytes(to_json(pool))
+    (folder / DEMONSTRATIONS).write_text(demonstration_rows(found.demonstrations), encoding="utf-8")
     (folder / SUMMARY).write_bytes(to_json(found.summary))
 
 
 def found_again(job: Job) -> Found:
     """Read back what a search that is done found. Raises UserError if it is not done."""
-    folder = job.folder
     summary = kept_summary(job)
-    pool = from_json(_Pool, (folder / POOL).read_bytes())
-    records = rollouts_of(job, {trace for pair in pool.pairs for trace in pair})
-    graded = {trace: record.graded for trace, record in records.items()}
-    pairs: list[tuple[GradedTrajectory, GradedTrajectory]] = [
-        (graded[solved], graded[failed]) for solved, failed in pool.pairs
-    ]
     return Found(
-        chosen=kept_spec(folder, summary.chosen_hash),
+        chosen=kept_spec(job.folder, summary.chosen_hash),
         summary=summary,
-        pool=tuple(_variant(folder, entry) for entry in pool.pool),
-        promising=tuple(_variant(folder, entry) for entry in pool.promising),
-        verified=Verified(
-            demonstrations=read_pool(folder / DEMONSTRATIONS),
-            pairs=tuple(pairs),
-            difficulty=pool.difficulty,
-        ),
+        demonstrations=read_pool(job.folder / DEMONSTRATIONS),
     )
 
 
@@ -321,10 +270,8 @@ def _noted(job: Job, found: Found, notes: Sequence[str]) -> Found:
         job.event(told[-1], level="warn")
     summary = found.summary
     summary = replace(summary, holdout_looks=looks, notes=(*summary.notes, *told))
-    readable = tuple(filter(_fits_a_row, found.verified.demonstrations))
-    return replace(
-        found, summary=summary, verified=replace(found.verified, demonstrations=readable)
-    )
+    readable = tuple(filter(_fits_a_row, found.demonstrations))
+    return replace(found, summary=summary, demonstrations=readable)
 
 
 def _fits_a_row(demonstration: Demonstration) -> bool:
@@ -333,17 +280,3 @@ def _fits_a_row(demonstration: Demonstration) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def _entry(variant: Variant) -> _Entry:
-    return _Entry(
-        name=variant.name,
-        spec=variant.spec.hash,
-        settings=dict(variant.settings),
-        costs=variant.costs,
-    )
-
-
-def _variant(folder: Path, entry: _Entry) -> Variant:
-    spec = kept_spec(folder, entry.spec)
-    return Variant(name=entry.name, spec=spec, settings=entry.settings, costs=entry.costs)

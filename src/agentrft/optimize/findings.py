@@ -1,4 +1,4 @@
-"""What a search leaves behind: specs it tried, demonstrations, pairs, difficulty. Pure."""
+"""What a search leaves behind: specs it tried, demonstrations. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,52 +46,23 @@ def tried(
     )
 
 
-def difficulty(seen: Iterable[Seen], spec_hash: str, threshold: float) -> dict[str, float]:
-    """Return task id to pass rate under one spec, of feedback and dev tasks."""
-    by_task: dict[str, list[bool]] = {}
-    for one in seen:
-        solved = passed(one.graded, threshold)
-        if one.graded.trajectory.spec_hash == spec_hash and solved is not None:
-            by_task.setdefault(one.task.id, []).append(solved)
-    return {task: sum(values) / len(values) for task, values in by_task.items()}
-
-
 def solved_conversations(
     seen: Iterable[Seen], tools: Sequence[ToolSpec], spec_hash: str, threshold: float
 ) -> tuple[Demonstration, ...]:
     """Return one solved rollout of each feedback task; the chosen spec's and the plainest first."""
     best: dict[str, Seen] = {}
-    for one in _feedback(seen):
+    for one in seen:
         conversation = one.graded.trajectory.messages
-        if not passed(one.graded, threshold) or conversation[-1].role != "assistant":
+        if (
+            one.split != "feedback"
+            or not passed(one.graded, threshold)
+            or conversation[-1].role != "assistant"
+        ):
             continue
         held = best.get(one.task.id)
         if held is None or _detours(one, spec_hash) < _detours(held, spec_hash):
             best[one.task.id] = one
     return tuple(_demonstration(one.task, one.graded, tools) for one in best.values())
-
-
-def contrasts(
-    seen: Iterable[Seen], spec_hash: str, threshold: float
-) -> tuple[tuple[GradedTrajectory, GradedTrajectory], ...]:
-    """Return a solved and a failed rollout of each feedback task where one spec has both."""
-    both: dict[str, dict[str, dict[bool, Seen]]] = {}
-    for one in _feedback(seen):
-        solved = passed(one.graded, threshold)
-        if solved is not None:
-            specs = both.setdefault(one.task.id, {})
-            specs.setdefault(one.graded.trajectory.spec_hash, {}).setdefault(solved, one)
-    pairs: list[tuple[GradedTrajectory, GradedTrajectory]] = []
-    for specs in both.values():
-        mixed = {spec: found for spec, found in specs.items() if len(found) == 2}
-        if mixed:
-            found = mixed.get(spec_hash) or next(iter(mixed.values()))
-            pairs.append((found[True].graded, found[False].graded))
-    return tuple(pairs)
-
-
-def _feedback(seen: Iterable[Seen]) -> Iterable[Seen]:
-    return (one for one in seen if one.split == "feedback")
 
 
 def _detours(one: Seen, spec_hash: str) -> tuple[bool, int, int, int]:

@@ -1,7 +1,7 @@
 """What a search is given, what proposers may look at, and what comes of it. Plain data."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from agentrft.core.grade import GradedTrajectory
@@ -9,7 +9,7 @@ from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Demonstration, Task, ToolSpec
 from agentrft.measure.search_summary import SearchSummary
 from agentrft.optimize.trials import Trials
-from agentrft.optimize.variants import Knob, Variant
+from agentrft.optimize.variants import Knob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,26 +60,11 @@ class Proposer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """What the search leaves for training."""
-
-    demonstrations: tuple[Demonstration, ...] = ()
-    """Solved rollouts of feedback tasks, canonical."""
-    pairs: tuple[tuple[GradedTrajectory, GradedTrajectory], ...] = ()
-    """Solved and failed rollouts of the same feedback task."""
-    difficulty: dict[str, float] = field(default_factory=dict[str, float])
-    """Task id to pass rate."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """What came of a search."""
 
     chosen: AgentSpec
     """The promoted spec, or the baseline."""
     summary: SearchSummary
-    pool: tuple[Variant, ...] = ()
-    """The best variants of the last race, the chosen one first."""
-    promising: tuple[Variant, ...] = ()
-    """Better, but not shown to be."""
-    verified: Verified = field(default_factory=Verified)
+    demonstrations: tuple[Demonstration, ...] = ()
+    """Solved rollouts of feedback tasks, canonical, for training."""

@@ -23,15 +23,9 @@ from agentrft.measure.search_summary import (
 from agentrft.measure.statistics import Estimate, paired_difference, rate
 from agentrft.optimize.confirm import Arm, confirmed, holdout_rate, rolled_out
 from agentrft.optimize.design import screening_design
-from agentrft.optimize.findings import (
-    Attempt,
-    contrasts,
-    difficulty,
-    solved_conversations,
-    tried,
-)
+from agentrft.optimize.findings import Attempt, solved_conversations, tried
 from agentrft.optimize.leaks import withheld
-from agentrft.optimize.problem import Found, Known, Problem, Proposer, Verified
+from agentrft.optimize.problem import Found, Known, Problem, Proposer
 from agentrft.optimize.purse import Pair, Purse, interleaved, passes, requests, schedule
 from agentrft.optimize.race import Placed, race
 from agentrft.optimize.screen import screened
@@ -73,7 +67,6 @@ BASELINE_SHARE, PROPOSERS_SHARE = 0.4, 0.5
 """Of what is left then and not kept back, at most; or a slow machine would search nothing."""
 CHANGES = 3
 """Changes of a promoted spec whose own effects the budget is sure to hold."""
-POOL = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +107,6 @@ class _Search:
         """By variant name."""
         self.baseline = self._make({}, verdict="what all others are compared with")
         self.ranking: list[Placed] = []
-        self.by_score: list[Variant] = []
-        """Better than the baseline by mean score only."""
         self.cursor = 0
         """Next place in the round through dev tasks."""
         self.race_start = 0
@@ -266,10 +257,6 @@ class _Search:
             mix_after = self._mix(chosen)
         for one in confirmations:
             self.attempts[one.spec_hash].verdict = f"{one.verdict}: {one.reason}"
-        promising = [
-            self.made[one.name].variant for one in confirmations if one.verdict == "promising"
-        ]
-        promising += [one for one in self.by_score if one not in promising]
         threshold = self.problem.pass_threshold
         seen = self.purse.rollouts
         before = self._rate(self.baseline)
@@ -291,20 +278,10 @@ class _Search:
             plateau=self.plateau or (bool(self.ranking) and winner is None),
             notes=tuple(self.notes),
         )
-        ranked = [one.variant for one in self.ranking]
-        ranked = ranked[: next((n for n, one in enumerate(ranked) if one.is_baseline), None)]
         return Found(
             chosen=chosen.variant.spec,
             summary=summary,
-            pool=tuple([chosen.variant, *(one for one in ranked if one != chosen.variant)][:POOL]),
-            promising=tuple(promising),
-            verified=Verified(
-                demonstrations=solved_conversations(
-                    seen, self.problem.tools, chosen.hash, threshold
-                ),
-                pairs=contrasts(seen, chosen.hash, threshold),
-                difficulty=difficulty(seen, chosen.hash, threshold),
-            ),
+            demonstrations=solved_conversations(seen, self.problem.tools, chosen.hash, threshold),
         )
 
     async def _knobs(
@@ -427,10 +404,13 @@ class _Search:
         better = [
             one for one in self.ranking if one.ended == baseline.ended and one.rank > baseline.rank
         ]
-        self.by_score = [one.variant for one in better if one.pass_rate <= baseline.pass_rate]
-        if self.by_score:
+        by_score = [one for one in better if one.pass_rate <= baseline.pass_rate]
+        for one in by_score:
+            attempt = self.attempts[self.made[one.variant.name].hash]
+            attempt.verdict = "promising: better by mean score only"
+        if by_score:
             self._note(
-                f"{len(self.by_score)} specs did better by mean score only; a confirmation counts "
+                f"{len(by_score)} specs did better by mean score only; a confirmation counts "
                 "solved tasks, so they wait as promising"
             )
         finalists = [one for one in better if one.pass_rate > baseline.pass_rate]
