@@ -119,6 +119,23 @@ def test_a_budget_pauses_the_run_and_a_resumed_one_goes_on_counting(tmp_path: Pa
     assert len(job.read_all(RolloutRecord)) == 5
 
 
+def test_what_a_rollout_took_that_was_never_stored_is_counted_too(tmp_path: Path) -> None:
+    first, _, _ = served(looks_up(), folder=tmp_path / "one", most_tokens=50)
+    assert "100 of 50" in (first.run.error or "")
+    assert first.read_all(RolloutRecord) == []
+    first.home.close()
+
+    async def again() -> int:
+        async with serving(looks_up()) as server:
+            project = a_project(tmp_path / "other", server.url, most_tokens=150)
+            job = a_job(tmp_path / "one" / "home", Method.EVALUATION)
+            with pytest.raises(PausedError, match="200 of 150"):
+                await measure(job, project, "holdout", None)
+            return len(server.requests)
+
+    assert asyncio.run(again()) == 1
+
+
 def test_a_raised_budget_does_not_keep_a_run_from_being_resumed(tmp_path: Path) -> None:
     project = a_project(tmp_path / "project", most_tokens=10)
     settings = asdict(project.config)

@@ -3,9 +3,10 @@
 torch is loaded when files are opened, so that an endpoint's project does without it.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -20,7 +21,6 @@ from agentrft.inference.renderer import load_renderer
 from agentrft.jobs.checkpoints import resume_point
 from agentrft.jobs.context import Job
 from agentrft.jobs.project import Project
-from agentrft.jobs.regrade import listed_rollouts, rollout_runs
 from agentrft.rollout.dialogue import Renderer, TokenSpeaker
 from agentrft.rollout.endpoint_dialogue import EndpointSpeaker
 from agentrft.rollout.episode import RolloutSetup
@@ -31,6 +31,8 @@ from agentrft.training.credit import LossName
 
 ROOM_TOKENS = 4096
 """Context that specs of a search may ask for; the engine's cache grows only as it is used."""
+SPENT = "endpoint_spent.json"
+"""In a run's folder: the tokens it took of its endpoint."""
 CANARIES = 6
 """Conversations that serve as canary sequences of the policy identity check."""
 
@@ -204,7 +206,7 @@ def served_model(
 ) -> Iterator[ServedModel]:
     """Open the project's model and close it again. Raises ModelError if it is missing or too big.
 
-    An endpoint's budget counts what `job` has stored, and its log hears what the endpoint cannot do.
+    An endpoint's budget counts all that `job` took of it before, and its log hears what it cannot do.
     """
     if project.config.endpoint is not None:
         if trained:
@@ -242,18 +244,22 @@ def _endpoint_model(project: Project, endpoint: AgentEndpoint, job: Job | None) 
     if job is None:
         speaker = EndpointSpeaker(endpoint)
     else:
-        told = partial(job.event, level="warn")
-        speaker = EndpointSpeaker(endpoint, spent=stored_usage(job), told=told)
+        path = job.folder / SPENT
+        speaker = EndpointSpeaker(
+            endpoint,
+            spent=_spent(path),
+            kept=partial(_keep, path),
+            told=partial(job.event, level="warn"),
+        )
     return EndpointModel(project=project, speaker=speaker, endpoint=endpoint)
 
 
-def stored_usage(job: Job) -> TokenUsage:
-    """Return the tokens of all rollouts that a run and its stages have stored."""
-    store = job.home.store
-    listed = listed_rollouts(store, rollout_runs(store, job.run.id))
-    # A stage may hold rollouts that another one made.
-    once = {rollout.trajectory_id: rollout for rollout in listed}.values()
-    return TokenUsage(
-        prompt_tokens=sum(rollout.observed_tokens for rollout in once),
-        completion_tokens=sum(rollout.sampled_tokens for rollout in once),
-    )
+def _spent(path: Path) -> TokenUsage:
+    """Return what earlier processes of a run took, rollouts that were never stored included."""
+    return TokenUsage(**json.loads(path.read_bytes())) if path.exists() else TokenUsage()
+
+
+def _keep(path: Path, spent: TokenUsage) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(asdict(spent)), encoding="utf-8")
+    draft.replace(path)

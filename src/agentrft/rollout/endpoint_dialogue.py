@@ -84,7 +84,8 @@ class EndpointSpeaker:
     """Holds conversations with the model of one endpoint.
 
     What it learns about the endpoint counts for all of them: whether it takes tools, which name it
-    has for the bound on tokens. `told` hears of it once. Raises ConfigError when made.
+    has for the bound on tokens. `told` hears of it once, `kept` of all that is spent, after every
+    answer. Raises ConfigError when made.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class EndpointSpeaker:
         *,
         policy: EgressPolicy | None = None,
         spent: TokenUsage | None = None,
+        kept: Callable[[TokenUsage], None] = lambda spent: None,
         told: Callable[[str], None] = _log.warning,
         wait: Wait = asyncio.sleep,
         clock: Clock = time.monotonic,
@@ -110,7 +112,7 @@ class EndpointSpeaker:
             clock=clock,
         )
         self._config = config
-        self._told, self._wait = told, wait
+        self._told, self._kept, self._wait = told, kept, wait
         self.budget = Budget(config=config, spent=spent or TokenUsage())
         self._text = config.calls == "text"
         self._took_tools = self._called_natively = config.calls != "auto"
@@ -222,6 +224,7 @@ class EndpointSpeaker:
         if isinstance(answer, ChatReply):
             answer = replace(answer, usage=self._counted(answer, fields))
             self.budget.spent += answer.usage
+            self._kept(self.budget.spent)
         return answer
 
     def _answer(self, answer: ChatReply | TurnedDown) -> ChatReply:
