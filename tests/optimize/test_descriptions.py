@@ -80,6 +80,18 @@ def test_values_that_come_back_again_and_again_are_listed() -> None:
     }
 
 
+def test_values_of_a_task_that_was_solved_again_and_again_are_not_listed() -> None:
+    ship = tool("ship", to={"type": "string", "description": "Where to."})
+    places = ("Rome", "Oslo", "Bern")
+    shipped = [
+        (one, rollout(one, ("ship", {"to": place}, "ok")))
+        for one, place in zip(tasks(3), places, strict=True)
+        for _ in range(3)
+    ]
+    known = Situation(shipped, tools=(ship, GET)).known
+    assert argument_notes(known.problem, evidence(known).solutions) == {}
+
+
 def test_wrong_arguments_are_met_with_notes_and_wrong_tools_with_descriptions() -> None:
     one = task(90)
     wrong = rollout(one, ("refund", {"amount": "x"}, "!amount must be a number"), score=0.0)

@@ -121,8 +121,8 @@ def _judged(
     costs = _costs(baseline, arm, pairs, threshold, seed)
     fair = costs
     if len(places) >= BOTH:
-        solved = (_part(one, places) for one in (baseline, arm))
-        fair = _costs(*solved, [pairs[n] for n in places], threshold, seed)
+        shared = [pairs[n] for n in places]
+        fair = _costs(_part(baseline, places), _part(arm, places), shared, threshold, seed)
     costly = arm.variant.costs or any(cost.risen for cost in fair)
     alpha = alphas[1] if costly else alphas[0]
     missing = 0

@@ -49,12 +49,14 @@ def argument_notes(problem: Problem, solutions: Sequence[Solution]) -> dict[str,
     notes: dict[str, dict[str, str]] = {}
     for tool in problem.tools:
         for parameter, schema in parameters_of(tool).items():
-            values = [
-                step.arguments[parameter]
+            # A task that was solved again repeats its own values, and those are nobody else's.
+            of_requests = {
+                (solution.request, str(value)): value
                 for solution in solutions
                 for step in solution.steps
-                if step.tool == tool.name and parameter in step.arguments
-            ]
+                if step.tool == tool.name and (value := step.arguments.get(parameter)) is not None
+            }
+            values = list(of_requests.values())
             if len(values) >= SOLUTIONS and "enum" not in schema and (form := _form(values)):
                 told = str(schema.get("description", "")).rstrip(".")
                 notes.setdefault(tool.name, {})[parameter] = f"{told}. {form}" if told else form
