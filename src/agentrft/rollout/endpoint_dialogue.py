@@ -92,7 +92,6 @@ class EndpointSpeaker:
         self,
         config: AgentEndpoint,
         *,
-        policy: EgressPolicy | None = None,
         spent: TokenUsage | None = None,
         kept: Callable[[TokenUsage], None] = lambda spent: None,
         told: Callable[[str], None] = _log.warning,
@@ -107,7 +106,7 @@ class EndpointSpeaker:
             "endpoint",
             "chat/completions",
             config,
-            policy or EgressPolicy(),
+            EgressPolicy(),
             wait=wait,
             clock=clock,
         )
