@@ -24,10 +24,10 @@ from agentrft.core.config import MonitorConfig, ProjectConfig
 from agentrft.core.run import Event, Method, RolloutRecord, RunStatus
 from agentrft.graders.backends import Backends
 from agentrft.jobs.context import Job
-from agentrft.jobs.stages import train
 from agentrft.jobs.monitoring import MonitorAlarmError
 from agentrft.jobs.progress import LineProgress
 from agentrft.jobs.project import Project, assembled, read_config
+from agentrft.jobs.stages import train
 from agentrft.measure.monitors import alarms_of
 from agentrft.store.home import Home
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,17 @@ from tuning import FakeModel
 from agentrft.core.errors import UserError
 from agentrft.core.protocols import SampleRequest
 from agentrft.core.run import Method, RunStatus
+from agentrft.core.spec import Section
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.improve import Improvement, improve, report_again
+from agentrft.jobs.optimize import kept_spec
 from agentrft.jobs.progress import SilentProgress
-from agentrft.jobs.project import Project
+from agentrft.jobs.project import SPEC_FOLDER, Project, open_project
 from agentrft.measure.next_steps import NextStep
 from agentrft.measure.report import as_json
 from agentrft.optimize.problem import Proposer
 from agentrft.store.home import Home
+from agentrft.store.spec_files import write_spec
 
 CLIMB = (
     TOML
@@ -76,6 +80,17 @@ def test_an_improvement_searches_then_trains_what_is_advised(tmp_path: Path) -> 
     rebuilt, _ = report_again(job.home, job.run.id)
     assert as_json(rebuilt)["advice"] == told["advice"]
     assert as_json(rebuilt)["retests"] == told["retests"]
+
+
+def test_what_the_user_wrote_into_the_spec_is_never_taken_back(tmp_path: Path) -> None:
+    project = a_project(tmp_path / "desk", toml=CLIMB)
+    mine = replace(project.spec, sections=(Section(name="mine", text="Be polite."),))
+    write_spec(tmp_path / "desk" / SPEC_FOLDER, mine, project.spec)
+    project = open_project(tmp_path / "desk")
+    job = a_job(Home.open(tmp_path / "home"), project)
+    result = climbed(job, project, FakeModel(script=willing), Silent())
+    assert as_json(result.report)["retests"] == []
+    assert kept_spec(job.folder, job.run.result["spec"]).system == "Be polite."
 
 
 def test_what_the_search_did_on_the_holdout_is_not_measured_again(tmp_path: Path) -> None:

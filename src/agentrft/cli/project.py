@@ -104,8 +104,8 @@ def train(
     """Train with one method and write checkpoints."""
     from agentrft.core.errors import ConfigError
     from agentrft.core.run import Method
-    from agentrft.jobs.stages import train as run_training
     from agentrft.jobs.serving import require_weights
+    from agentrft.jobs.stages import train as run_training
 
     if method not in (Method.SUPERVISED, Method.REINFORCEMENT):
         raise ConfigError(f"no method {method!r}; use supervised or reinforcement")

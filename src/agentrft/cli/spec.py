@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 spec_app = typer.Typer(help="What a project tells its model, as files.", no_args_is_help=True)
 
-RunArgument = Annotated[str, typer.Argument(help="Run id of an `optimize`.")]
+RunArgument = Annotated[str, typer.Argument(help="Run id of an `optimize` or `improve`.")]
 
 
 @spec_app.command("show")
 def spec_show(
-    target: Annotated[str, typer.Argument(help="Project folder, or run id of an `optimize`.")],
+    target: Annotated[
+        str, typer.Argument(help="Project folder, or run id of an `optimize` or `improve`.")
+    ],
     config: ConfigOption = "agent.toml",
     home: HomeOption = None,
 ) -> None:
@@ -57,26 +59,27 @@ def spec_apply(
 ) -> None:
     """Write the spec that a run chose into the project's spec folder."""
     from agentrft.core.errors import ConfigError, UserError
-    from agentrft.jobs.optimize import kept_summary
+    from agentrft.jobs.optimize import kept_summary, searched
     from agentrft.jobs.project import SPEC_FOLDER, plain_spec, read_config
     from agentrft.store.spec_files import write_spec
 
-    search = _run(home, run)
+    job = _run(home, run)
     settings = read_config(project, config)
-    if search.run.project != settings.name:
-        raise ConfigError(f"run {run} is of project {search.run.project!r}, not {settings.name!r}")
-    summary, before = kept_summary(search), _of_project(project, config)
-    if not summary.promoted:
+    if job.run.project != settings.name:
+        raise ConfigError(f"run {run} is of project {job.run.project!r}, not {settings.name!r}")
+    summary, before, found = kept_summary(searched(job)), _of_project(project, config), _of_run(job)
+    if found.hash == summary.baseline_hash:
         raise UserError(f"run {run} promoted nothing; there is nothing to apply")
-    if before.hash not in (summary.baseline_hash, summary.chosen_hash):
+    if before.hash not in (summary.baseline_hash, found.hash):
         raise ConfigError(
             f"{project} has spec {before.hash} now, and run {run} improved on "
             f"{summary.baseline_hash}; restore that one, or search again"
         )
-    write_spec(project / SPEC_FOLDER, _of_run(search), plain_spec(project, settings))
-    _print(f"wrote   {project / SPEC_FOLDER}: spec {summary.chosen_hash}")
-    for knob, level in summary.chosen.items():
-        _print(f"        {knob}: {level}")
+    write_spec(project / SPEC_FOLDER, found, plain_spec(project, settings))
+    _print(f"wrote   {project / SPEC_FOLDER}: spec {found.hash}")
+    if found.hash == summary.chosen_hash:
+        for knob, level in summary.chosen.items():
+            _print(f"        {knob}: {level}")
 
 
 def _of_project(folder: Path, config_file: str) -> "AgentSpec":
@@ -86,10 +89,13 @@ def _of_project(folder: Path, config_file: str) -> "AgentSpec":
     return read_spec(folder / SPEC_FOLDER, plain_spec(folder, read_config(folder, config_file)))
 
 
-def _of_run(search: "Job") -> "AgentSpec":
-    from agentrft.jobs.optimize import kept_spec, kept_summary
+def _of_run(job: "Job") -> "AgentSpec":
+    """Return what a search chose, or what an improvement left of it under its last weights."""
+    from agentrft.jobs.optimize import kept_spec, kept_summary, searched
 
-    return kept_spec(search.folder, kept_summary(search).chosen_hash)
+    search = searched(job)
+    name = job.run.result.get("spec") or kept_summary(search).chosen_hash
+    return kept_spec(job.folder, name)
 
 
 def _run(home: Path | None, run_id: str) -> "Job":

@@ -21,6 +21,7 @@ from agentrft.jobs.audit import caveats, gate, project_subject
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement
 from agentrft.jobs.holdout import holdout_looks
+from agentrft.jobs.optimize import STAGE as SEARCH
 from agentrft.jobs.optimize import found_again, kept_summary, search_examples, search_spec
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import SPEC_FOLDER, Project, plain_spec
@@ -39,8 +40,8 @@ from agentrft.jobs.stages import (
     warm_start,
 )
 from agentrft.jobs.standing import preflight
-from agentrft.measure.advisor import Advice, Supply
-from agentrft.measure.diagnosis import MECHANICAL
+from agentrft.jobs.trials import keep_spec
+from agentrft.measure.advisor import AFTER_SEARCH, Advice
 from agentrft.measure.monitors import alarms_of
 from agentrft.measure.next_steps import NextStep
 from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
@@ -51,7 +52,6 @@ from agentrft.store.codec import from_json, load_config, to_json
 from agentrft.store.home import Home
 from agentrft.store.spec_files import write_spec
 
-SEARCH = "search"
 CLIMB = "climb.json"
 
 
@@ -97,7 +97,11 @@ async def improve(
         opened = open_model or partial(served_model, job=job)
         with opened(project, job.home, trained=True) as model:
             climb = _Climb(
-                job=job, model=model, proposers=proposers, allow_findings=allow_findings
+                job=job,
+                model=model,
+                opened=model.project.spec,
+                proposers=proposers,
+                allow_findings=allow_findings,
             )
             await climb.search()
             while step := await climb.advised():
@@ -107,7 +111,8 @@ async def improve(
         report = reported(job, project.config, climb.stages, climbed=climbed)
         folder = job.home.report(job.run.id)
         write_report(report, folder)
-        write_spec(job.folder / SPEC_FOLDER, climb.spec, climb.plain)
+        write_spec(job.folder / SPEC_FOLDER, climb.spec, plain_spec(project.folder, project.config))
+        keep_spec(job.folder, climb.spec)
         weights = climb.checkpoint.path if climb.checkpoint else ""
         job.note_result(report=str(folder), checkpoint=weights, spec=climb.spec.hash)
     return Improvement(
@@ -122,6 +127,8 @@ class _Climb:
     job: Job
     model: ServedModel
     """Acts under the spec as it is now."""
+    opened: AgentSpec
+    """The project's own spec, which nothing takes back."""
     proposers: Sequence[Proposer]
     allow_findings: bool
     checkpoint: Checkpoint | None = None
@@ -134,11 +141,6 @@ class _Climb:
     @property
     def spec(self) -> AgentSpec:
         return self.model.project.spec
-
-    @property
-    def plain(self) -> AgentSpec:
-        """The spec of agent.toml alone."""
-        return plain_spec(self.model.project.folder, self.model.project.config)
 
     async def search(self) -> None:
         """Look for a better spec, and measure it and the project's own on the holdout."""
@@ -157,14 +159,12 @@ class _Climb:
         number = len(self.advice) + 1
         child = self.job.child(f"advice {number}", Method.PREFLIGHT)
         acting = under(self.model, for_training(self.spec))
-        everything = frozenset(one.value for one in MECHANICAL)
         result = await preflight(
             child,
             acting.project,
             Path(self.checkpoint.path) if self.checkpoint else None,
             open_model=_open(acting),
-            # The search has had its budget: what it could treat, it has tried to.
-            known=Supply(treated=everything, plateaued=True, self_checked=True),
+            known=AFTER_SEARCH,
             allow_findings=self.allow_findings,
         )
         self.advice.append(result.advice)
@@ -192,7 +192,7 @@ class _Climb:
             acting = under(self.model, for_training(self.spec))
             training = self.job.child(stage, Method.REINFORCEMENT)
             self.checkpoint = await reinforcement(training, acting, start)
-        spec, found = await retest(self.job, self.model, stage, self.checkpoint)
+        spec, found = await retest(self.job, self.model, stage, self.checkpoint, self.opened)
         self.model = under(self.model, spec)
         if found is not None:
             self.retests.append(found)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import ConfigError, UserError
-from agentrft.core.run import RolloutRecord
+from agentrft.core.run import Method, RolloutRecord
 from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Demonstration, Message, Task, ToolSpec
 from agentrft.inference.grader_model import GraderModel, GradingRequest
@@ -41,6 +41,8 @@ from agentrft.store.home import Home
 from agentrft.store.spec_files import demonstration_rows, read_pool, write_spec
 
 SUMMARY, DEMONSTRATIONS = "summary.json", "demonstrations.jsonl"
+STAGE = "search"
+"""Name of the search as a stage of an improvement."""
 
 
 async def optimize(
@@ -210,6 +212,13 @@ def search_examples(job: Job, summary: SearchSummary) -> tuple[RolloutRecord, ..
 def opened_run(home: Home, run_id: str) -> Job:
     """Return a run to read from. Raises StoreError if there is none of this id."""
     return Job(home=home, run=home.store.run(run_id), progress=SilentProgress(), stop=Event())
+
+
+def searched(job: Job) -> Job:
+    """Return the run that searched: this one, or the stage of an improvement that did."""
+    if job.run.method is not Method.IMPROVE:
+        return job
+    return replace(job, run=job.home.store.run(job.child_id(STAGE)))
 
 
 def rollouts_of(job: Job, wanted: set[str]) -> dict[str, RolloutRecord]:

@@ -14,7 +14,6 @@ from agentrft.core.run import Method
 from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Task
 from agentrft.jobs.context import Job
-from agentrft.jobs.project import plain_spec
 from agentrft.jobs.reinforcement import serving
 from agentrft.jobs.serving import ServedModel
 from agentrft.jobs.trials import StoredTrials, keep_spec, spec_path
@@ -30,11 +29,13 @@ FILE = "retest.json"
 
 
 async def retest(
-    job: Job, model: ServedModel, stage: str, checkpoint: Checkpoint
+    job: Job, model: ServedModel, stage: str, checkpoint: Checkpoint, baseline: AgentSpec
 ) -> tuple[AgentSpec, Retest | None]:
-    """Return the spec to go on with; None instead of a retest if it has no changes."""
-    project = model.project
-    chosen, baseline = project.spec, plain_spec(project.folder, project.config)
+    """Return the spec to go on with; None instead of a retest if it is the `baseline`.
+
+    What stands in the baseline is the user's and stays.
+    """
+    chosen = model.project.spec
     drops = without_one(baseline, chosen)
     if not drops:
         return chosen, None
