@@ -105,6 +105,23 @@ def test_each_stage_is_measured_and_compared_with_the_one_before() -> None:
     assert second.adjusted_p == pytest.approx(0.125)
 
 
+def test_the_last_stage_is_also_compared_with_a_better_one_than_the_one_before() -> None:
+    stages = (
+        stage("base", [0.0, 0.0, 0.0, 0.0]),
+        stage("spec", [1.0, 1.0, 0.0, 0.0]),
+        stage("warm start", [1.0, 0.0, 0.0, 0.0]),
+        stage("reinforcement", [1.0, 1.0, 1.0, 0.0]),
+    )
+    *steps, last = build_report(given(*stages)).summary.comparisons
+    assert [(one.first, one.second) for one in steps] == [
+        ("base", "spec"),
+        ("spec", "warm start"),
+        ("warm start", "reinforcement"),
+    ]
+    assert (last.first, last.second) == ("spec", "reinforcement")
+    assert last.pass_at_1.value == pytest.approx(0.25)
+
+
 def test_dropped_rollouts_count_for_nothing_but_the_warning() -> None:
     report = build_report(given(stage("base", [1.0, None, 0.0, 1.0])))
     measured = report.summary.stages[0].measured

@@ -6,7 +6,7 @@ Dropped rollouts (infrastructure faults) are counted and left out of every mean.
 import itertools
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -320,17 +320,18 @@ def _task_spread(task: str, group: Sequence[RolloutRecord]) -> TaskSpread:
     )
 
 
+_Stage = tuple[str, dict[str, list[GradedTrajectory]]]
+"""Name, and rollouts by task."""
+
+
 def _comparisons(given: ReportInput) -> tuple[Comparison, ...]:
     measured = [
         (stage.name, tasks)
         for stage in given.stages
         if (tasks := measured_tasks(stage, given.split))
     ]
-    pairs = [
-        (first, second)
-        for first, second in itertools.pairwise(measured)
-        if first[1].keys() & second[1].keys()
-    ]
+    steps = [*itertools.pairwise(measured), *_last_with_the_best_before(measured, given)]
+    pairs = [(first, second) for first, second in steps if first[1].keys() & second[1].keys()]
     passes = [
         paired_difference(
             _passed(first, given.pass_threshold), _passed(second, given.pass_threshold)
@@ -353,6 +354,21 @@ def _comparisons(given: ReportInput) -> tuple[Comparison, ...]:
             pairs, passes, adjusted, strict=True
         )
     )
+
+
+def _last_with_the_best_before(
+    measured: Sequence[_Stage], given: ReportInput
+) -> Iterator[tuple[_Stage, _Stage]]:
+    """Compare the last stage with the best one before it too, if a worse one lies between."""
+    if len(measured) > 2:
+        earlier = [(_pass_rate(stage, given), -n) for n, stage in enumerate(measured[:-1])]
+        best = -max(earlier)[1]
+        if best < len(measured) - 2:
+            yield measured[best], measured[-1]
+
+
+def _pass_rate(stage: _Stage, given: ReportInput) -> float:
+    return rate(_passed(stage[1], given.pass_threshold)).value
 
 
 def _warnings(given: ReportInput, stages: Sequence[StageSummary]) -> Iterable[str]:
