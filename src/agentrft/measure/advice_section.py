@@ -53,8 +53,8 @@ def _card(number: int, one: Advice) -> str:
     }
     lines = "".join(f"<p><b>{name}</b> {escape(text)}</p>" for name, text in told.items() if text)
     return (
-        f'<section class="panel card"><div class="rate">{number}. {escape(one.method.value)} '
-        f'<span class="soft">{escape(one.rule)}</span></div>{lines}</section>'
+        f'<section class="panel card"><h3>{number}. {escape(one.method.value)} '
+        f'<span class="soft">{escape(one.rule)}</span></h3>{lines}</section>'
     )
 
 
