@@ -66,7 +66,9 @@ def test_a_race_that_runs_out_of_budget_stands_as_it_is() -> None:
         trials = PlantedTrials(effects=EFFECTS)
         placed = raced(trials, rollouts=rollouts)
         assert trials.executed <= rollouts
-        assert len(placed) == (len(field()) if trials.executed else 0)
+        assert len(placed) in (0, len(field()))
+        # Less than half a first round would be a lottery: nobody is placed by it.
+        assert all(one.pairs > 5 for one in placed if one.ended == placed[0].ended)
         ends = [one.pairs for one in placed]
         assert ends == sorted(ends, reverse=True)
 

@@ -380,3 +380,14 @@ def test_fabricated_rollouts_of_unrelated_seeds_differ_in_their_ids() -> None:
     [task] = planted_tasks("one", 1, mean=0.5, seed=0)
     ids = {fabricated(task, None, seed=seed).trajectory.id for seed in range(50)}
     assert len(ids) == 50
+
+
+def test_where_no_race_fits_the_best_prediction_meets_the_holdout() -> None:
+    hurried = replace(QUICK, minutes=1.5, race_tasks=40, screen_rollouts=20, finalists=1)
+    planting = Planting(effects=[Planted(knob="good", shift=2.5), *null_effects(2)], config=hurried)
+    trials = planting.trials(seconds=0.55)
+    found = planting.found(trials)
+    purposes = {request.purpose for request in trials.requested}
+    assert not any(purpose.startswith("race") for purpose in purposes)
+    assert "confirm" in purposes
+    assert found.summary.chosen["good"] == "on"

@@ -43,7 +43,8 @@ async def race(
     """Return all arms that ran, best first; those of a later round before those of an earlier one.
 
     The first `always` arms are never dropped. `pairs(n)` gives the first n pairs; each round takes
-    twice as many as the last, until `finish` others are left. Empty if the budget held no block.
+    twice as many as the last, until `finish` others are left. Empty if the budget did not hold half of
+    the first round.
     """
     field, dropped = list(arms), list[Placed]()
     standing = list[Placed]()
@@ -52,8 +53,8 @@ async def race(
         purpose = f"{name} round {number}"
         shared = pairs(tasks * 2 ** (number - 1))
         graded = await purse.afford(interleaved(field, "dev", shared, purpose), unit=len(field))
-        if len(graded) <= len(field) * (len(shared) // 2 if number > 1 else 0):
-            # Nothing new could be paid for: the last round's order stands.
+        if len(graded) <= len(field) * (len(shared) // 2):
+            # Half a first round is a lottery, half a later one holds nothing new.
             return [*standing, *dropped]
         placed = [
             _placed(variant, graded[place :: len(field)], threshold, purpose)

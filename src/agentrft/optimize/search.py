@@ -107,6 +107,8 @@ class _Search:
         """By variant name."""
         self.baseline = self._make({}, verdict="what all others are compared with")
         self.ranking: list[Placed] = []
+        self.predicted: list[_Made] = []
+        """The best of a screen that no race could follow."""
         self.cursor = 0
         """Next place in the round through dev tasks."""
         self.race_start = 0
@@ -158,6 +160,8 @@ class _Search:
                 break
             placed = await self._race(base, candidates, number)
             if not placed:
+                # The holdout judges for itself: without a race the best predicted may meet it.
+                self.predicted = candidates[: self.most]
                 break
             self.ranking = placed
             best = self.made[placed[0].variant.name]
@@ -397,10 +401,13 @@ class _Search:
         return placed
 
     def _finalists(self) -> list[_Made]:
-        """Return the best of the last round that did better than the baseline there."""
+        """Return the best of the last race that did better than the baseline there.
+
+        Without any race, those that the screen predicts to be best.
+        """
         baseline = next((one for one in self.ranking if one.variant.is_baseline), None)
         if baseline is None:
-            return []
+            return self.predicted
         better = [
             one for one in self.ranking if one.ended == baseline.ended and one.rank > baseline.rank
         ]
