@@ -55,6 +55,7 @@ def a_project(folder: Path, settings: str = "") -> Project:
         methods=methods,
         audit=AuditConfig(rows=4),
         engine=EngineConfig(max_sequences=2),
+        advisor=AdvisorConfig(),  # the starter's own lets a dozen tasks pass
     )
     return replace(project, config=config)
 
@@ -184,6 +185,22 @@ def test_calls_that_a_limit_kept_from_running_are_not_made_for_a_second_grade(
     _, result = flown(tmp_path, a_project(tmp_path), FakeModel(script=greedy))
     assert result.standing.flips is not None
     assert result.standing.flips.value == 0
+
+
+def test_calls_that_cannot_be_repeated_say_nothing_of_the_grader(tmp_path: Path) -> None:
+    project = a_project(tmp_path)
+    opened = 0
+
+    def open_once(task: Task, trace_id: str) -> Environment:
+        nonlocal opened
+        opened += 1
+        if opened > TASKS * SAMPLES:
+            raise OSError("no more of these")
+        return project.open_environment(task, trace_id)
+
+    _, result = flown(tmp_path, replace(project, open_environment=open_once))
+    assert result.standing.flips is None
+    assert "could not be repeated" in result.notes[0]
 
 
 def test_tools_by_url_are_not_called_again_for_a_second_grade(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ from agentrft.measure.next_steps import Prices, expected_costs
 from agentrft.measure.preflight_result import PreflightResult
 from agentrft.measure.standing import Plan, Standing, standing
 from agentrft.measure.standing_page import write_preflight
-from agentrft.rollout.episode import RolloutSetup, grade_rollout, in_order
+from agentrft.rollout.deadline import within
+from agentrft.rollout.episode import RolloutSetup, close_environment, grade_rollout, in_order
 from agentrft.store.home import Home
 
 STAGE = "preflight"
@@ -214,37 +215,47 @@ async def _graded_again(
         return {}, (f"flip rate not measured: {note}",)
     with job.progress.phase("grades given again", max(len(chosen), 1)) as phase:
 
-        async def once(task: Task, trajectory: Trajectory) -> float | None:
+        async def once(task: Task, trajectory: Trajectory) -> Grade | None:
             grade = await (_replayed if acting else _regraded)(setup, task, trajectory)
             phase.advance()
-            return grade.score
+            return grade
 
         work = in_order([once(task, trajectory) for _, task, trajectory in chosen])
-        scores = await job.unless_stopped(work)
+        grades = await job.unless_stopped(work)
     ids = [trajectory.id for _, _, trajectory in chosen]
-    return dict(zip(ids, scores, strict=True)), ()
+    given = {name: grade.score for name, grade in zip(ids, grades, strict=True) if grade}
+    lost = len(ids) - len(given)
+    note = f"the calls of {lost} of {len(ids)} rollouts could not be repeated for a second grade"
+    return given, (note,) if lost else ()
 
 
 async def _regraded(setup: RolloutSetup, task: Task, trajectory: Trajectory) -> Grade:
     return await grade_rollout(setup.grader, task, trajectory, None)
 
 
-async def _replayed(setup: RolloutSetup, task: Task, trajectory: Trajectory) -> Grade:
-    """Repeat the calls in a fresh environment, so that a grader that looks at it can grade again."""
+async def _replayed(setup: RolloutSetup, task: Task, trajectory: Trajectory) -> Grade | None:
+    """Repeat the calls in a fresh environment, so that a grader that looks at it can grade again.
+
+    None if they cannot be repeated, which says nothing about the grader.
+    """
     environment: Environment | None = None
     opening = partial(setup.open_environment, task, trajectory.id)
+    late = ToolError(f"the calls were not repeated in {REPLAY_TIMEOUT_S:g} s")
     try:
         with boundary(ToolError, "calls repeated for a second grade"):
-            environment = await in_thread(opening, name=f"replay {trajectory.id}")
-            for turn in trajectory.turns:
-                ran = {result.call_id for result in turn.tool_results if not result.guard}
-                for call in turn.message.tool_calls:
-                    if call.id in ran:
-                        await environment.call_tool(call)
+            async with within(REPLAY_TIMEOUT_S, late):
+                environment = await in_thread(opening, name=f"replay {trajectory.id}")
+                for turn in trajectory.turns:
+                    ran = {result.call_id for result in turn.tool_results if not result.guard}
+                    for call in turn.message.tool_calls:
+                        if call.id in ran:
+                            await environment.call_tool(call)
         return await grade_rollout(setup.grader, task, trajectory, environment)
+    except ToolError:
+        return None
     finally:
         if environment is not None:
-            await environment.close()
+            await close_environment(environment, trajectory.id)
 
 
 async def _audited(job: Job, project: Project) -> dict[str, Any]:

@@ -95,7 +95,7 @@ async def run_episode(
         )
     finally:
         if environment is not None:
-            await _close(environment, episode.id)
+            await close_environment(environment, episode.id)
 
 
 class _FaultError(Exception):
@@ -175,7 +175,7 @@ class _Episode:
                 # Cancelled or late while it was being made: it is not left open behind our back.
                 await asyncio.wait([ready], timeout=CLOSE_TIMEOUT_S)
                 if ready.done() and not ready.cancelled() and ready.exception() is None:
-                    await _close(ready.result(), self.id)
+                    await close_environment(ready.result(), self.id)
 
     async def play(self, environment: Environment) -> _Stop:
         """Run the agent loop until it ends, and say why it ended."""
@@ -455,7 +455,7 @@ async def grade_rollout(
         return Grade(score=None, failure=failure, grader=grader.name, usage=error.usage)
 
 
-async def _close(environment: Environment, trace: str) -> None:
+async def close_environment(environment: Environment, trace: str) -> None:
     """Close, and log what goes wrong: it costs a resource, not a rollout."""
     try:
         with boundary(ToolError, "closing the environment"):
