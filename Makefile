@@ -36,7 +36,7 @@ postgres:
 	    || apt-get install --yes --no-install-recommends postgresql \
 	    || { echo "the tests need PostgreSQL: install it, or set AGENTRFT_TESTS_WITHOUT_POSTGRES=1"; exit 1; }
 
-test: $(STAMP) postgres ## Run the tests (about 20 minutes on two cores)
+test: $(STAMP) postgres ## Run the tests (about 25 minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow" --durations 15
 
 learning: $(STAMP) ## Three seeds of the support desk, one after the other (about an hour)
