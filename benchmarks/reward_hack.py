@@ -20,8 +20,9 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from agentrft.core.config import MonitorConfig, ProjectConfig
+from agentrft.core.config import ProjectConfig
 from agentrft.core.run import Event, Method, RolloutRecord, RunStatus
+from agentrft.core.training_config import MonitorConfig
 from agentrft.graders.backends import Backends
 from agentrft.jobs.context import Job
 from agentrft.jobs.monitoring import MonitorAlarmError

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agentrft.core import config
+from agentrft.core import config, training_config
 from agentrft.core.task import Message, Task, ToolCall
 from agentrft.core.trajectory import StopReason, Trajectory
 from agentrft.rollout.environment import Environment, python_environment
@@ -32,13 +32,20 @@ SECTIONS: dict[str, type] = {
     "`[methods.evaluation]`": config.EvaluationConfig,
     "`[methods.preflight]`": config.PreflightConfig,
     "`[methods.optimize]`": config.OptimizeConfig,
-    "`[methods.supervised]`": config.SupervisedConfig,
-    "`[methods.reinforcement]`": config.ReinforcementConfig,
-    "`[methods.reinforcement.monitors]`": config.MonitorConfig,
-    "`[methods.<method>.trainer]`": config.TrainerConfig,
-    "`[methods.<method>.trainer.adapter]`": config.Adapter,
-    "`[methods.<method>.trainer.optimizer]`": config.Optimizer,
-    "`[methods.<method>.trainer.loss]`": config.Loss,
+    "`[prices]`": config.PriceList,
+    "`[methods.supervised]`": training_config.SupervisedConfig,
+    "`[methods.rejection]`": training_config.RejectionConfig,
+    "`[methods.distillation]`": training_config.DistillationConfig,
+    "`[methods.preference]`": training_config.PreferenceConfig,
+    "`[methods.reinforcement]`": training_config.ReinforcementConfig,
+    "`[methods.reinforcement.credit]`": training_config.Credit,
+    "`[methods.reinforcement.tasks]`": training_config.TaskChoice,
+    "`[methods.reinforcement.monitors]`": training_config.MonitorConfig,
+    "`[methods.<method>.trainer]`": training_config.TrainerConfig,
+    "`[methods.<method>.trainer.adapter]`": training_config.Adapter,
+    "`[methods.<method>.trainer.optimizer]`": training_config.Optimizer,
+    "`[methods.<method>.trainer.loss]`": training_config.Loss,
+    "`[methods.<method>.trainer.preference]`": training_config.PreferenceLoss,
     "`server.toml`": config.ServerConfig,
 }
 
@@ -65,8 +72,13 @@ def documented() -> dict[str, dict[str, str]]:
 
 
 def test_every_config_type_has_its_section() -> None:
-    kinds = {kind for kind in vars(config).values() if isinstance(kind, type)}
-    ours = {kind for kind in kinds if kind.__module__ == config.__name__}
+    modules = (config, training_config)
+    ours = {
+        kind
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__module__ == module.__name__
+    }
     assert ours - {config.Methods} == set(SECTIONS.values())
     assert set(documented()) == set(SECTIONS)
 

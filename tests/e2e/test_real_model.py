@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from agentrft.core.config import EngineConfig, Optimizer, TrainerConfig
+from agentrft.core.config import EngineConfig
 from agentrft.core.run import RolloutRecord, RunStatus, StepMetrics
+from agentrft.core.training_config import Optimizer, TrainerConfig
 from agentrft.core.trajectory import Trajectory
 from agentrft.inference.embedded.engine import EmbeddedEngine
 from agentrft.inference.renderer import load_renderer

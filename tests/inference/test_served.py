@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from agentrft.core.config import Adapter, EngineConfig, Optimizer, TrainerConfig
+from agentrft.core.config import EngineConfig
 from agentrft.core.errors import ModelError, SamplerError, UserError
 from agentrft.core.policy import Canary
 from agentrft.core.protocols import SampleRequest
 from agentrft.core.sample import Sample
 from agentrft.core.task import Message, ToolSpec
+from agentrft.core.training_config import Adapter, Optimizer, TrainerConfig
 from agentrft.inference.chat import ChatBusyError, ChatDelta, ChatEnd, ChatRequest, ToolName
 from agentrft.inference.served import ServedModel, ServedModels, open_model
 from agentrft.training.checkpoint import write_canaries, write_checkpoint

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from agentrft.core.config import Adapter, EngineConfig, Optimizer, TrainerConfig
+from agentrft.core.config import EngineConfig
 from agentrft.core.errors import ConfigError, SamplerError, UserError
 from agentrft.core.protocols import SampleRequest
 from agentrft.core.sample import Sample
 from agentrft.core.task import Message, ToolSpec
+from agentrft.core.training_config import Adapter, Optimizer, TrainerConfig
 from agentrft.inference.chat import (
     ChatClient,
     ChatDelta,

@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from agentrft.core.config import Adapter
 from agentrft.core.errors import ConfigError
 from agentrft.core.job import ReinforcementMethod, SupervisedMethod
+from agentrft.core.training_config import Adapter
 from agentrft.jobs.hyperparameters import Resolved, resolve
 
 GRADER = {"type": "string_check", "name": "g"}

@@ -22,13 +22,13 @@ from tuning import (
     submitted,
 )
 
-from agentrft.core.config import MonitorConfig, ReinforcementConfig
 from agentrft.core.errors import ConfigError
 from agentrft.core.job import REDACTED, JobStatus, ReinforcementMethod
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Grader, SampleRequest
 from agentrft.core.run import Event, RolloutRecord, RolloutSplit, RunStatus, StepMetrics
 from agentrft.core.task import Message, Task
+from agentrft.core.training_config import MonitorConfig, ReinforcementConfig
 from agentrft.core.trajectory import Trajectory
 from agentrft.graders.fixed import FixedGrader
 from agentrft.graders.second_model import second_opinion

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 from builders import CANARIES, a_job, a_setup, a_trainer, some_tasks, yes_or_no
 
-from agentrft.core.config import Decoding, ReinforcementConfig
+from agentrft.core.config import Decoding
 from agentrft.core.errors import IdentityError, StoreError, ToolError, UserError
 from agentrft.core.policy import Checkpoint, Weights
 from agentrft.core.protocols import Environment, SampleRequest
 from agentrft.core.run import Event, RolloutRecord, RunStatus, StepMetrics
 from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Task
+from agentrft.core.training_config import ReinforcementConfig
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.checkpoints import Retention, resume_point
 from agentrft.jobs.context import Job, Stopped

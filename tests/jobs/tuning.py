@@ -12,7 +12,7 @@ from typing import Any
 from builders import CANARIES, yes_or_no
 from byte_chat import END, ByteChat
 
-from agentrft.core.config import AuditConfig, TrainerConfig
+from agentrft.core.config import AuditConfig
 from agentrft.core.job import (
     FineTuningJob,
     FineTuningMethod,
@@ -24,6 +24,7 @@ from agentrft.core.protocols import SampleRequest, Trainer
 from agentrft.core.run import Event
 from agentrft.core.sample import Sample
 from agentrft.core.task import Message, ToolSpec
+from agentrft.core.training_config import TrainerConfig
 from agentrft.graders.backends import Backends
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.fine_tuning import LeasedJob

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import config, perturbed, samples, tiny_model
 
-from agentrft.core.config import Adapter, Optimizer
 from agentrft.core.errors import ModelError, StoreError, UserError
 from agentrft.core.sample import Sample
+from agentrft.core.training_config import Adapter, Optimizer
 from agentrft.inference.embedded.checkpoint import read_checkpoint
 from agentrft.training.credit import imitation
 from agentrft.training.trainer import LocalTrainer, check_memory

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from agentrft.core.config import Adapter, Optimizer, TrainerConfig
 from agentrft.core.sample import Sample
+from agentrft.core.training_config import Adapter, Optimizer, TrainerConfig
 from agentrft.training.trainer import LocalTrainer
 
 VOCABULARY = 97

@@ -6,6 +6,14 @@ Only edges parse these from files (`store/codec.py`); unknown keys are errors th
 from dataclasses import dataclass, field
 from typing import Literal
 
+from agentrft.core.training_config import (
+    DistillationConfig,
+    PreferenceConfig,
+    ReinforcementConfig,
+    RejectionConfig,
+    SupervisedConfig,
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -68,126 +76,6 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
-    """Which weights train: a low-rank adapter (default) or all of them."""
-
-    kind: Literal["lora", "full"] = "lora"
-    rank: int = 16
-    alpha: float = 32.0
-    """Scale of the adapter is alpha / rank."""
-    targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
-    """Names of the linear layers that get an adapter."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Optimizer:
-    """AdamW with linear warm-up, then constant."""
-
-    learning_rate: float = 2e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup_steps: int = 2
-    max_grad_norm: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
-    """Policy gradient on the ratio to behaviour logprobs, asymmetric clip, no reference KL."""
-
-    clip_low: float = 0.2
-    """The ratio counts down to 1 - clip_low."""
-    clip_high: float = 0.28
-    """The ratio counts up to 1 + clip_high."""
-    sequence_log_ratio_bound: float = 2.0
-    """A sample whose mean absolute log-ratio per action token exceeds this is masked out, in nats."""
-    tokens_per_sequence: float = 64.0
-    """Constant that normalises the token sum, so that long answers weigh no less per token."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerConfig:
-    """Everything the trainer needs besides samples."""
-
-    adapter: Adapter = field(default_factory=Adapter)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    loss: Loss = field(default_factory=Loss)
-    micro_batch_tokens: int = 2048
-    """Tokens, padding included, that pass through the model at once."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Compute type; master weights of whatever trains are float32 always."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = 0
-    """CPU threads of the tensor library; 0 takes the physical cores."""
-    deterministic: bool = False
-    """Bit-for-bit equal runs on CPU, slower."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisedConfig:
-    """Imitate demonstrations."""
-
-    steps: int = 30
-    batch_size: int = 8
-    """Demonstrations per optimizer step."""
-    trainer: TrainerConfig = field(
-        default_factory=lambda: TrainerConfig(optimizer=Optimizer(learning_rate=5e-4))
-    )
-    checkpoint_interval: int = 10
-    """Steps between checkpoints; the last step always writes one."""
-
-
-MonitorAction = Literal["alert", "screen", "pause"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MonitorConfig:
-    """What watches a reinforcement run for a policy that games its grader.
-
-    A monitor warns at its first threshold and acts at its second; `measure/monitors.py` has both.
-    """
-
-    action: MonitorAction = "pause"
-    """How far an alarm may go: told, flagged rollouts left out of the gradient, the run paused."""
-    canary_share: float = 0.02
-    """Share of train tasks that get a corrupted reference and stay out of the gradient; at least two
-    tasks if above 0 and the grader reads a reference."""
-    second_model: str = ""
-    """Entry of `grader_models` that grades validation rollouts again; empty for none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReinforcementConfig:
-    """Group-relative policy gradient on graded rollouts."""
-
-    steps: int = 40
-    tasks_per_step: int = 8
-    group_size: int = 8
-    """Rollouts per task."""
-    temperature: float = 1.0
-    """Of training rollouts; evaluation uses the spec's own."""
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    checkpoint_interval: int = 5
-    """Steps between checkpoints; the last step always writes one."""
-    validation_interval: int = 0
-    """Steps between evaluations on the validation split; 0 never."""
-    validation_tasks: int = 50
-    identity_bound: float = 0.05
-    """Largest mean absolute difference between sampler and trainer canary logprobs, in nats."""
-    max_storm_steps: int = 3
-    """Steps in a row that lose half their groups to infrastructure before the run pauses."""
-    monitors: MonitorConfig = field(default_factory=MonitorConfig)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
     """Measure a policy on a split."""
 
@@ -196,6 +84,9 @@ class EvaluationConfig:
     """None takes the spec's."""
     tasks: int = 0
     """How many tasks of the split, in file order; 0 takes all."""
+    best_of: int = 4
+    """Holdout rollouts per task of the best spec without training, from which the best is taken: the
+    control that weights must beat; 0 leaves it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -416,6 +307,25 @@ class DataFiles:
     holdout: str = "holdout.jsonl"
     demonstrations: str = ""
     """Conversations to imitate before reinforcement; empty skips the warm start."""
+    held_out_demonstrations: str = ""
+    """Conversations that are scored while others are imitated; empty for none."""
+    preferences: str = ""
+    """Pairs for preference training; empty mines them from rollouts on train tasks."""
+    held_out_preferences: str = ""
+    """Pairs that are scored while others are learned from; empty for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceList:
+    """What the units of a budget cost, in whatever currency; 0 counts a unit without pricing it."""
+
+    machine_hour: float = 0.0
+    """One hour of the machine that samples and trains."""
+    prompt_tokens: float = 0.0
+    """A million tokens read."""
+    sampled_tokens: float = 0.0
+    """A million tokens written."""
+    tool_call: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -423,6 +333,9 @@ class Methods:
     """Settings of every method, as one preset."""
 
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    rejection: RejectionConfig = field(default_factory=RejectionConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     reinforcement: ReinforcementConfig = field(default_factory=ReinforcementConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
@@ -458,6 +371,7 @@ class ProjectConfig:
     pass_threshold: float = 0.999
     """Score from which a rollout counts as solved in pass@1, pass@k and pass^k."""
     data: DataFiles = field(default_factory=DataFiles)
+    prices: PriceList = field(default_factory=PriceList)
     limits: Limits = field(default_factory=Limits)
     decoding: Decoding = field(default_factory=Decoding)
     engine: EngineConfig = field(default_factory=EngineConfig)

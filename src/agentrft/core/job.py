@@ -74,6 +74,17 @@ class SupervisedMethod:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceMethod:
+    """Prefer one answer over the other. None means `auto`."""
+
+    type: Literal["dpo"] = "dpo"
+    batch_size: int | None = None
+    learning_rate_multiplier: float | None = None
+    n_epochs: int | None = None
+    beta: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReinforcementMethod:
     """Roll out, grade, reinforce. None means `auto`."""
 

@@ -116,6 +116,10 @@ class Trainer(Protocol):
         """Make one optimizer step and return its metrics; no samples change nothing."""
         ...
 
+    def measure(self, samples: Sequence[Sample]) -> Mapping[str, float]:
+        """Return what a step on these samples would measure, without making it."""
+        ...
+
     def weights(self) -> Weights:
         """Return the current weights with canaries; the version counts steps taken."""
         ...

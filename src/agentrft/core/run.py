@@ -14,11 +14,28 @@ class Method(StrEnum):
 
     EVALUATION = "evaluation"
     SUPERVISED = "supervised"
+    REJECTION = "rejection"
+    DISTILLATION = "distillation"
+    PREFERENCE = "preference"
     REINFORCEMENT = "reinforcement"
     IMPROVE = "improve"
     REGRADE = "regrade"
     PREFLIGHT = "preflight"
     OPTIMIZE = "optimize"
+    COMPARISON = "comparison"
+    REBASE = "rebase"
+
+
+TRAINING = frozenset(
+    {
+        Method.SUPERVISED,
+        Method.REJECTION,
+        Method.DISTILLATION,
+        Method.PREFERENCE,
+        Method.REINFORCEMENT,
+    }
+)
+"""Methods that change weights."""
 
 
 class RunStatus(StrEnum):

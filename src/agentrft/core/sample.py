@@ -18,6 +18,9 @@ class Sample:
     policy_version: int = 0
     temperature: float = 1.0
     """Sampling temperature; the trainer divides logits by it so that ratios compare like with like."""
+    pair: str = ""
+    """Preference training: the two samples of a pair share it. Advantages above 0 mark the preferred
+    one, below 0 the other."""
 
     def __post_init__(self) -> None:
         lengths = {

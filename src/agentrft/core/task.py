@@ -79,6 +79,22 @@ class Demonstration:
     """Whether to imitate each of the assistant's messages, in order; empty means all."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """Two ways to go on from one conversation, of which the first is better.
+
+    Each way is assistant messages with the tool results between them; it ends with the assistant's.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    """What both begin with; never ends with the assistant."""
+    preferred: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    family: str = ""
+
+
 def content_id(row: Mapping[str, Any]) -> str:
     """Return an id that is the same in every run for a row that gives none: 16 hex digits."""
     text = json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from agentrft.audit.probe import Subject
 from agentrft.audit.references import find_answers
-from agentrft.core.config import AuditConfig, MonitorAction, TrainerConfig
+from agentrft.core.config import AuditConfig
 from agentrft.core.errors import (
     AgentRFTError,
     ConfigError,
@@ -30,6 +30,7 @@ from agentrft.core.job import JobError, JobStatus, Lease, ReinforcementMethod
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Trainer
 from agentrft.core.run import Event, RunStatus, StepMetrics
+from agentrft.core.training_config import MonitorAction, TrainerConfig
 from agentrft.graders.backends import Backends
 from agentrft.inference.models import describe
 from agentrft.jobs.audit import GraderRefusedError, gate

@@ -8,16 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agentrft.core.config import (
-    EvaluationConfig,
-    Limits,
-    Methods,
-    ReinforcementConfig,
-    SupervisedConfig,
-    TrainerConfig,
-)
+from agentrft.core.config import EvaluationConfig, Limits, Methods
 from agentrft.core.errors import ConfigError
 from agentrft.core.job import FineTuningMethod, ReinforcementMethod, SupervisedMethod
+from agentrft.core.training_config import ReinforcementConfig, SupervisedConfig, TrainerConfig
 
 REINFORCEMENT_STEPS = 30
 SUPERVISED_STEPS = 50

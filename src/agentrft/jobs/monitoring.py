@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from agentrft.core.config import MonitorConfig
 from agentrft.core.errors import PausedError
 from agentrft.core.grade import Group
 from agentrft.core.run import Event, RolloutRecord
+from agentrft.core.training_config import MonitorConfig
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import stored_summaries
 from agentrft.jobs.following import StepResult

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from agentrft.core.config import ReinforcementConfig
 from agentrft.core.errors import PausedError, UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Sampler, Trainer
 from agentrft.core.run import RolloutRecord, StepMetrics
 from agentrft.core.seeds import derive_seed
+from agentrft.core.training_config import ReinforcementConfig
 from agentrft.jobs.canaries import canary_tasks, reference_texts
 from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
 from agentrft.jobs.context import Job, Stopped

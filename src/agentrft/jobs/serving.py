@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from agentrft.core.config import AgentEndpoint, ProjectConfig, TrainerConfig
+from agentrft.core.config import AgentEndpoint, ProjectConfig
 from agentrft.core.errors import UserError
 from agentrft.core.protocols import Sampler, Trainer
 from agentrft.core.task import Message, ToolSpec
+from agentrft.core.training_config import TrainerConfig
 from agentrft.core.usage import TokenUsage
 from agentrft.inference.models import check_memory, resolve
 from agentrft.inference.renderer import load_renderer

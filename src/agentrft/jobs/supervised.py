@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from agentrft.core.config import SupervisedConfig
 from agentrft.core.errors import DataError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Trainer
@@ -14,6 +13,7 @@ from agentrft.core.run import StepMetrics
 from agentrft.core.sample import Sample
 from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Demonstration
+from agentrft.core.training_config import SupervisedConfig
 from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.following import Follower, StepResult, ValidationLines

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agentrft.core.config import EvaluationConfig, ReinforcementConfig
+from agentrft.core.config import EvaluationConfig
 from agentrft.core.protocols import Grader
 from agentrft.core.run import RolloutRecord, RolloutSplit
 from agentrft.core.task import Task
+from agentrft.core.training_config import ReinforcementConfig
 from agentrft.jobs.checkpoints import ValidationScores
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records, stored_summaries

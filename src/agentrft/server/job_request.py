@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
-from agentrft.core.config import HttpTool, MonitorAction
+from agentrft.core.config import HttpTool
 from agentrft.core.errors import ConfigError, DataError
 from agentrft.core.job import (
     REDACTED,
@@ -18,6 +18,7 @@ from agentrft.core.job import (
     ReinforcementMethod,
     SupervisedMethod,
 )
+from agentrft.core.training_config import MonitorAction
 from agentrft.egress.client import check_headers
 from agentrft.egress.errors import AddressRefusedError, HeaderRefusedError
 from agentrft.graders.backends import Backends

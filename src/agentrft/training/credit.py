@@ -7,8 +7,8 @@ from agentrft.core.grade import Group
 from agentrft.core.sample import Sample
 from agentrft.core.trajectory import Trajectory, Turn
 
-LossName = Literal["policy_gradient", "cross_entropy"]
-"""What a trainer computes on samples of groups, and on those of demonstrations."""
+LossName = Literal["policy_gradient", "cross_entropy", "preference"]
+"""What a trainer computes on samples of groups, of demonstrations, and of pairs."""
 
 
 def centred(group: Group, *, temperature: float = 1.0) -> list[Sample]:

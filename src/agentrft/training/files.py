@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from agentrft.core.config import Adapter
 from agentrft.core.errors import StoreError
+from agentrft.core.training_config import Adapter
 
 STATE = "trainer_state.safetensors"
 WEIGHT_FILES = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}

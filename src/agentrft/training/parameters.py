@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agentrft.core.config import Adapter
 from agentrft.core.errors import ModelError
+from agentrft.core.training_config import Adapter
 
 
 class Gradients:

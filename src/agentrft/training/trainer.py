@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentrft.core.config import TrainerConfig
 from agentrft.core.errors import ModelError, UserError
 from agentrft.core.policy import Canary, Weights
 from agentrft.core.sample import Sample
+from agentrft.core.training_config import TrainerConfig
 from agentrft.training import loss as losses
 from agentrft.training.checkpoint import (
     TrainerRecord,
@@ -284,14 +284,15 @@ class LocalTrainer:
         match self._loss:
             case "policy_gradient":
                 settings = self._config.loss
+                low, high = settings.bounds
                 return losses.policy_gradient(
                     logprobs_A,
                     batch.behavior_logprobs_A,
                     batch.advantages_A,
                     batch.sample_A,
                     samples=len(batch.order),
-                    clip_low=settings.clip_low,
-                    clip_high=settings.clip_high,
+                    clip_low=1.0 - low,
+                    clip_high=high - 1.0,
                     sequence_log_ratio_bound=settings.sequence_log_ratio_bound,
                     normaliser=normaliser,
                 )

@@ -13,10 +13,11 @@ import pytest
 import torch
 from jsonschema_rs import validator_for
 
-from agentrft.core.config import EngineConfig, TrainerConfig
+from agentrft.core.config import EngineConfig
 from agentrft.core.errors import SamplerError, UserError
 from agentrft.core.protocols import Completion, SampleRequest
 from agentrft.core.task import Message, ToolCall, ToolSpec
+from agentrft.core.training_config import TrainerConfig
 from agentrft.core.trajectory import FinishReason
 from agentrft.inference.chat import ChatEnd, ChatRequest
 from agentrft.inference.embedded.engine import SampledToken
