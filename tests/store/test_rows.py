@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrft.core.errors import DataError
-from agentrft.store.datasets import read_demonstrations, read_tasks
+from agentrft.store.datasets import read_demonstrations, read_preferences, read_tasks
 from agentrft.store.jsonl import MAX_DEPTH, MAX_LINE_BYTES, check_upload
 from agentrft.store.rows import RowKind, check_rows
 
@@ -55,10 +55,25 @@ def test_a_good_file_passes_and_is_counted(tmp_path: Path, kind: RowKind) -> Non
 
 
 def test_what_passes_the_check_can_be_read_for_training(tmp_path: Path) -> None:
-    reading = {"supervised": read_demonstrations, "reinforcement": read_tasks}
+    reading = {
+        "supervised": read_demonstrations,
+        "dpo": read_preferences,
+        "reinforcement": read_tasks,
+    }
     for kind, read in reading.items():
         file = written(tmp_path, *[GOOD[cast(RowKind, kind)]] * 10)
         assert check_rows(file, cast(RowKind, kind)).rows == len(read(file, numbered=True))
+
+
+def test_a_pair_is_two_conversations_of_which_only_the_outputs_count(tmp_path: Path) -> None:
+    row = GOOD["dpo"] | {"input": {"messages": [USER, CALLING, RESULT]}, "id": "p", "family": "f"}
+    (pair,) = read_preferences(written(tmp_path, row))
+    assert (pair.id, pair.family) == ("p", "f")
+    preferred, rejected = pair.ways
+    assert [message.content for message in preferred.messages[-2:]] == ["{}", "Sent."]
+    assert rejected.messages[-1].content == "No."
+    assert preferred.messages[:-1] == rejected.messages[:-1]
+    assert preferred.imitated == rejected.imitated == (False, True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -327,6 +342,20 @@ WRONG_ROWS: list[tuple[RowKind, Any, str]] = [
         GOOD["dpo"] | {"preferred_output": [ANSWER | {"content": [{"type": "image_url"}]}]},
         r"preferred_output\[0\].content\[0\]': only text parts",
     ),
+    (
+        "dpo",
+        GOOD["dpo"] | {"non_preferred_output": [ANSWER | {"weight": 0}]},
+        r"non_preferred_output\[0\].weight': outputs of a pair are compared as a whole",
+    ),
+    (
+        "dpo",
+        GOOD["dpo"]
+        | {
+            "input": {"messages": [USER], "parallel_tool_calls": False},
+            "preferred_output": [CALLING | {"tool_calls": [CALL, CALL | {"id": "c2"}]}],
+        },
+        r"'preferred_output\[0\].tool_calls': several calls at once",
+    ),
 ]
 
 
@@ -404,6 +433,7 @@ ASSISTANT = st.fixed_dictionaries(
     {"role": st.just("assistant"), "content": CONTENT},
     optional={"weight": st.sampled_from([0, 1]), "refusal": st.none()},
 )
+UNWEIGHTED = ASSISTANT.filter(lambda message: message.get("weight") != 0)
 ASKING = st.fixed_dictionaries(
     {
         "role": st.just("assistant"),
@@ -437,8 +467,8 @@ ROWS: dict[RowKind, st.SearchStrategy[dict[str, Any]]] = {
     "dpo": st.fixed_dictionaries(
         {
             "input": st.fixed_dictionaries({"messages": ending(USERS)}, optional={"tools": TOOLS}),
-            "preferred_output": st.lists(ASSISTANT, min_size=1, max_size=2),
-            "non_preferred_output": st.lists(ASSISTANT, min_size=1, max_size=2),
+            "preferred_output": st.lists(UNWEIGHTED, min_size=1, max_size=2),
+            "non_preferred_output": st.lists(UNWEIGHTED, min_size=1, max_size=2),
         }
     ),
 }

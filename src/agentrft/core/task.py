@@ -94,6 +94,23 @@ class Preference:
     tools: tuple[ToolSpec, ...] = ()
     family: str = ""
 
+    @property
+    def ways(self) -> tuple[Demonstration, Demonstration]:
+        """Both as whole conversations, the better one first; what they begin with is not imitated."""
+        before = sum(message.role == "assistant" for message in self.messages)
+        preferred, rejected = (
+            Demonstration(
+                id=self.id,
+                messages=(*self.messages, *way),
+                tools=self.tools,
+                family=self.family,
+                imitated=(False,) * before
+                + (True,) * sum(message.role == "assistant" for message in way),
+            )
+            for way in (self.preferred, self.rejected)
+        )
+        return preferred, rejected
+
 
 def content_id(row: Mapping[str, Any]) -> str:
     """Return an id that is the same in every run for a row that gives none: 16 hex digits."""

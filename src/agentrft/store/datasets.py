@@ -1,4 +1,4 @@
-"""Dataset files: JSON Lines to tasks and demonstrations.
+"""Dataset files: JSON Lines to tasks, demonstrations and preferences.
 
 Every complaint names file, line and field; the first five of a file come in one message.
 """
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentrft.core.errors import DataError
-from agentrft.core.task import Demonstration, Task
+from agentrft.core.task import Demonstration, Preference, Task
 from agentrft.store.jsonl import RowError, parsed
-from agentrft.store.rows import demonstration_of, task_of
+from agentrft.store.rows import demonstration_of, preference_of, task_of
 
-Row = TypeVar("Row", Task, Demonstration)
+Row = TypeVar("Row", Task, Demonstration, Preference)
 
 
 def read_tasks(path: Path, *, numbered: bool = False) -> tuple[Task, ...]:
@@ -30,6 +30,14 @@ def read_demonstrations(path: Path, *, numbered: bool = False) -> tuple[Demonstr
     `numbered` as for tasks. Raises DataError with file, line and field of up to five problems.
     """
     return _read(path, demonstration_of, numbered=numbered)
+
+
+def read_preferences(path: Path, *, numbered: bool = False) -> tuple[Preference, ...]:
+    """Return the pairs of a JSONL file, in the form of the fine-tuning API.
+
+    `numbered` as for tasks. Raises DataError with file, line and field of up to five problems.
+    """
+    return _read(path, preference_of, numbered=numbered)
 
 
 def _read(

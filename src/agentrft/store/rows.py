@@ -11,11 +11,21 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from agentrft.core.errors import DataError
-from agentrft.core.task import Demonstration, Message, Role, Task, ToolCall, ToolSpec, content_id
+from agentrft.core.task import (
+    Demonstration,
+    Message,
+    Preference,
+    Role,
+    Task,
+    ToolCall,
+    ToolSpec,
+    content_id,
+)
 from agentrft.store.jsonl import RowError, kind_of, parsed, strict_json
 
 RowKind = Literal["supervised", "dpo", "reinforcement"]
 
+OUTPUTS = ("preferred_output", "non_preferred_output")
 LEAST_TRAINING_ROWS = 10
 MOST_TASKS = {"training": 50_000, "validation": 1_000}
 MOST_TOOL_NAMES = 1_000
@@ -100,7 +110,7 @@ def demonstration_of(row: Mapping[str, Any], name: str = "") -> Demonstration:
             f"field 'messages[{len(messages) - 1}].role': the last message of a demonstration "
             f"must be the assistant's, not {messages[-1].role!r}"
         )
-    _check_parallel(row, messages)
+    _check_parallel(row, messages, "messages")
     return Demonstration(
         id=name or _label(row, "id") or content_id(row),
         family="" if name else _label(row, "family"),
@@ -114,18 +124,8 @@ def demonstration_of(row: Mapping[str, Any], name: str = "") -> Demonstration:
     )
 
 
-def _checked(kind: RowKind, row: Mapping[str, Any], name: str) -> tuple[ToolSpec, ...]:
-    """Check a row and return the tools it lists."""
-    match kind:
-        case "supervised":
-            return demonstration_of(row, name).tools
-        case "reinforcement":
-            return task_of(row, name).tools
-        case "dpo":
-            return _preference_tools(row)
-
-
-def _preference_tools(row: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
+def preference_of(row: Mapping[str, Any], name: str = "") -> Preference:
+    """Return the pair of a row; a `name` replaces its `id` and `family`. Raises RowError."""
     given = row.get("input")
     if not isinstance(given, dict):
         raise RowError(f"field 'input': is {kind_of(given)}; expected an object with 'messages'")
@@ -136,18 +136,46 @@ def _preference_tools(row: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
             f"field 'input.messages[{len(messages) - 1}].role': the input must end before the "
             "assistant's answer; put the answers into preferred_output and non_preferred_output"
         )
-    _check_parallel(given, messages, "input.")
-    for key in ("preferred_output", "non_preferred_output"):
-        answers = _messages(row, key)
-        for index, answer in enumerate(answers):
-            if answer.role not in ("assistant", "tool"):
-                raise RowError(
-                    f"field '{key}[{index}].role': {answer.role!r} cannot be in an output; "
-                    "only assistant and tool messages can"
-                )
-        if answers[-1].role != "assistant":
-            raise RowError(f"field '{key}': must end with the assistant's message")
-    return _tools(given, "input.")
+    _check_parallel(given, messages, "input.messages")
+    preferred, rejected = (_output(row, given, key) for key in OUTPUTS)
+    return Preference(
+        id=name or _label(row, "id") or content_id(row),
+        family="" if name else _label(row, "family"),
+        messages=messages,
+        preferred=preferred,
+        rejected=rejected,
+        tools=_tools(given, "input."),
+    )
+
+
+def _output(row: Mapping[str, Any], given: Mapping[str, Any], key: str) -> tuple[Message, ...]:
+    answers = _messages(row, key)
+    for index, answer in enumerate(answers):
+        if _objects(row, key)[index].get("weight") == 0:
+            raise RowError(
+                f"field '{key}[{index}].weight': outputs of a pair are compared as a whole; "
+                "leave it out"
+            )
+        if answer.role not in ("assistant", "tool"):
+            raise RowError(
+                f"field '{key}[{index}].role': {answer.role!r} cannot be in an output; "
+                "only assistant and tool messages can"
+            )
+    if answers[-1].role != "assistant":
+        raise RowError(f"field '{key}': must end with the assistant's message")
+    _check_parallel(given, answers, key)
+    return answers
+
+
+def _checked(kind: RowKind, row: Mapping[str, Any], name: str) -> tuple[ToolSpec, ...]:
+    """Check a row and return the tools it lists."""
+    match kind:
+        case "supervised":
+            return demonstration_of(row, name).tools
+        case "reinforcement":
+            return task_of(row, name).tools
+        case "dpo":
+            return preference_of(row, name).tools
 
 
 def _check_offered(specs: Sequence[ToolSpec], offered: frozenset[str] | None) -> None:
@@ -160,9 +188,10 @@ def _check_offered(specs: Sequence[ToolSpec], offered: frozenset[str] | None) ->
             )
 
 
-def _check_parallel(row: Mapping[str, Any], messages: Sequence[Message], prefix: str = "") -> None:
-    parallel = row.get("parallel_tool_calls")
+def _check_parallel(holder: Mapping[str, Any], messages: Sequence[Message], at: str) -> None:
+    parallel = holder.get("parallel_tool_calls")
     if not isinstance(parallel, bool | None):
+        prefix = at.removesuffix("messages")
         raise RowError(
             f"field '{prefix}parallel_tool_calls': is {kind_of(parallel)}; expected true or false"
         )
@@ -170,7 +199,7 @@ def _check_parallel(row: Mapping[str, Any], messages: Sequence[Message], prefix:
         for index, message in enumerate(messages):
             if len(message.tool_calls) > 1:
                 raise RowError(
-                    f"field '{prefix}messages[{index}].tool_calls': several calls at once, "
+                    f"field '{at}[{index}].tool_calls': several calls at once, "
                     "but the row says parallel_tool_calls: false"
                 )
 
