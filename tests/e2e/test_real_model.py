@@ -122,7 +122,7 @@ def test_trainer_and_sampler_agree_on_real_rollouts_of_a_warm_policy(
 
 def difference(trainer: LocalTrainer, trajectory: Trajectory) -> float:
     """Mean absolute difference between behaviour logprobs and the trainer's own, in nats."""
-    (sample,) = credited(trajectory, 1.0, temperature=1.0)
+    (sample,) = credited(trajectory, [1.0] * len(trajectory.turns), temperature=1.0)
     assert sample.token_ids == recorded_ids(trajectory.turns)
     (scored,) = trainer.score([sample.token_ids])
     mask = np.asarray(sample.action_mask[1:])
