@@ -17,7 +17,7 @@ from agentrft.measure.standing import Standing
 CONFIG = AdvisorConfig()
 SEARCHED = Supply(plateaued=True, parameters=7e9, self_checked=True)
 """The search is through and nothing is left to try before weights."""
-NOTHING_TO_LEARN = but(pass_1=0.01, pass_k=0.05, pass_hat_k=0.0, informative=0.03)
+NOTHING_TO_LEARN = but(pass_1=0.01, pass_k=0.05, pass_hat_k=0.0, informative=0.03, zero=0.95)
 
 
 def advised(standing: Standing = HEALTHY, **supply: Any) -> Advice:
@@ -69,14 +69,17 @@ def share(of: str, rollouts: int) -> Standing:
         (but(pass_1=0.8, pass_hat_k=0.79), {}, "R9"),
         (but(pass_1=0.8, pass_hat_k=0.8), {}, "R2"),
         (but(pass_1=0.79, pass_hat_k=0.8), {}, "R9"),
+        # solved, but under a dear prompt
+        (but(pass_1=0.95, prompt_tokens=1499.0), {}, "R2"),
+        (but(pass_1=0.95, prompt_tokens=1500.0), {"taken": {NextStep.DISTILLATION}}, "R2"),
         # mechanical failures, R3
-        (share("rollouts", 199), {}, "R9"),
+        (share("rollouts", 199), {}, "R6"),
         (share("rollouts", 200), {}, "R3"),
         (share("rollouts", 201), {}, "R3"),
         (share("failures", 399), {}, "R9"),
         (share("failures", 400), {}, "R3"),
         (share("failures", 401), {}, "R3"),
-        (share("rollouts", 300), {"treated": frozenset({"malformed call"})}, "R9"),
+        (share("rollouts", 300), {"treated": frozenset({"malformed call"})}, "R6"),
         # the search is not through, R4
         (HEALTHY, {"plateaued": False}, "R4"),
         (HEALTHY, {"plateaued": True}, "R9"),
@@ -88,12 +91,19 @@ def share(of: str, rollouts: int) -> Standing:
         (but(zero=0.85), {}, "R9"),
         (but(zero=0.851), {}, "R5"),
         # a warm start, R6
-        (HEALTHY, {"demonstrations": 49, "parameters": 1e8}, "R9"),
+        (but(zero=0.84), {"demonstrations": 49, "parameters": 1e8}, "R9"),
+        (but(zero=0.83), {"demonstrations": 49, "parameters": 1e8}, "R6"),
         (HEALTHY, {"demonstrations": 50, "parameters": 1e8}, "R6"),
         (HEALTHY, {"demonstrations": 51, "parameters": 9.99e8}, "R6"),
         (HEALTHY, {"demonstrations": 50, "parameters": 1e9}, "R9"),
         (HEALTHY, {"demonstrations": 50, "parameters": None}, "R9"),
         (HEALTHY, {"demonstrations": 50, "parameters": 1e8, "warm_started": True}, "R9"),
+        # somebody has said what is better, R7
+        (HEALTHY, {"pairs": 499}, "R9"),
+        (HEALTHY, {"pairs": 500}, "R7"),
+        (but(pass_1=0.2), {"pairs": 500, "grader_trusted": False}, "R7"),
+        (but(pass_1=0.199), {"pairs": 500}, "R9"),
+        (but(pass_1=0.199), {"pairs": 500, "grader_trusted": False}, "-"),
         # it can, but not each time, R8
         (but(pass_1=0.49, pass_hat_k=0.1), {"self_checked": False}, "R9"),
         (but(pass_1=0.5, pass_hat_k=0.26), {"self_checked": False}, "R9"),
@@ -109,9 +119,9 @@ def share(of: str, rollouts: int) -> Standing:
         (but(pass_1=0.901, pass_hat_k=0.7), {}, "-"),
         (but(informative=0.09), {}, "-"),
         (but(informative=0.1), {}, "R9"),
-        # distillation cannot be done yet, and is told, R10
-        (but(train_tasks=99, prompt_tokens=1500.0), {"not_available": frozenset[str]()}, "R10"),
-        (but(train_tasks=99, prompt_tokens=1499.0), {"not_available": frozenset[str]()}, "-"),
+        # a long prompt, R10
+        (but(train_tasks=99, prompt_tokens=1500.0), {}, "R10"),
+        (but(train_tasks=99, prompt_tokens=1499.0), {}, "-"),
     ],
 )
 def test_the_first_rule_that_holds_wins(
@@ -128,18 +138,44 @@ def test_failures_of_format_call_for_a_warm_start_of_any_model() -> None:
         assert advised(standing, demonstrations=50, treated=treated).rule == rule
 
 
-def test_preferences_stand_in_for_a_grader_once_somebody_can_train_on_them() -> None:
-    able = {"grader_trusted": False, "pairs": 500, "not_available": frozenset[str]()}
-    assert advised(but(pass_1=0.2), **able).rule == "R7"
-    assert advised(but(pass_1=0.199), **able).rule == "-"
-    # Until then a grader that nobody can trust is what has to be mended, however many pairs there are.
-    assert advised(but(pass_1=0.2), grader_trusted=False, pairs=500).rule == "R0"
-
-
-def test_demonstrations_decide_what_follows_from_nothing_to_learn() -> None:
-    for count, step in ((49, NextStep.DEMONSTRATIONS), (50, NextStep.SUPERVISED)):
-        advice = advised(NOTHING_TO_LEARN, demonstrations=count)
+def test_what_there_is_to_imitate_decides_what_follows_from_nothing_to_learn() -> None:
+    rare = replace(NOTHING_TO_LEARN, train_tasks=1000)  # 50 of them it may solve in 8 tries
+    for standing, count, step in (
+        (NOTHING_TO_LEARN, 49, NextStep.DEMONSTRATIONS),
+        (NOTHING_TO_LEARN, 50, NextStep.SUPERVISED),
+        (rare, 50, NextStep.SUPERVISED),
+        (rare, 49, NextStep.REJECTION),
+        (replace(rare, train_tasks=999), 49, NextStep.DEMONSTRATIONS),
+    ):
+        advice = advised(standing, demonstrations=count)
         assert (advice.rule, advice.method) == ("R5", step)
+
+
+def test_a_warm_start_takes_demonstrations_before_own_successes() -> None:
+    for count, step in ((49, NextStep.REJECTION), (50, NextStep.SUPERVISED)):
+        advice = advised(HEALTHY, demonstrations=count, parameters=1e8)
+        assert (advice.rule, advice.method) == ("R6", step)
+
+
+def test_nobody_imitates_what_a_grader_praised_that_nobody_trusts() -> None:
+    given = {"grader_trusted": False, "pairs": 500, "parameters": 1e8}
+    assert advised(HEALTHY, **given).method is NextStep.PREFERENCE
+
+
+def test_what_is_solved_under_a_long_prompt_is_distilled_once() -> None:
+    solved = but(pass_1=0.95, prompt_tokens=1500.0)
+    assert advised(solved).method is NextStep.DISTILLATION
+    assert advised(solved, taken={NextStep.DISTILLATION}).method is NextStep.STOP
+    assert advised(solved, plateaued=False).method is NextStep.STOP
+
+
+def test_what_has_been_done_is_passed_over_and_named() -> None:
+    done = advised(taken={NextStep.REINFORCEMENT})
+    assert (done.rule, done.method) == ("-", NextStep.NOTHING)
+    assert done.not_taken == ("R9 would say reinforcement, but it has been done",)
+    long = replace(HEALTHY, prompt_tokens=1500.0)
+    assert advised(long).method is NextStep.REINFORCEMENT
+    assert advised(long, taken={NextStep.REINFORCEMENT}).method is NextStep.DISTILLATION
 
 
 def test_few_informative_groups_still_reinforce_but_with_more_care() -> None:
@@ -161,6 +197,7 @@ def test_weights_behind_an_endpoint_are_never_advised_to_change() -> None:
     assert advised(NOTHING_TO_LEARN, endpoint=True, demonstrations=80).method is (
         NextStep.DEMONSTRATIONS
     )
+    assert advised(but(pass_1=0.95, prompt_tokens=1500.0), endpoint=True).method is NextStep.STOP
 
 
 def test_an_advice_says_its_numbers_the_runner_up_and_what_would_flip_it() -> None:
@@ -198,6 +235,12 @@ def test_costs_follow_from_measured_rollouts_and_say_what_is_a_guess() -> None:
     assert "rule of thumb" in tuning.rule
     search = costs[NextStep.PROMPT]
     assert (search.rollouts, search.minutes) == (2400, pytest.approx(12.0))
+    own, distilled, pairs = (
+        costs[step] for step in (NextStep.REJECTION, NextStep.DISTILLATION, NextStep.PREFERENCE)
+    )
+    assert (own.rollouts, distilled.rollouts, pairs.rollouts) == (300 * 8, 300 * 4, 0)
+    assert own.minutes == pytest.approx((300 * 8 + 1.5 * 240) * 0.3 / 60)
+    assert pairs.tokens == pytest.approx(3 * 240 * 600)
     slow = expected_costs(replace(HEALTHY, seconds=3.0), Methods())[NextStep.PROMPT]
     assert (slow.rollouts, slow.minutes) == (300, pytest.approx(15.0))
     assert advise(HEALTHY, SEARCHED, CONFIG, costs=costs).cost == tuning

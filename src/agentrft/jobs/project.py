@@ -14,7 +14,7 @@ from agentrft.core.policy import Policy
 from agentrft.core.protocols import Grader, OpenEnvironment
 from agentrft.core.run import Split
 from agentrft.core.spec import AgentSpec, system_sections
-from agentrft.core.task import Demonstration, Task, ToolSpec
+from agentrft.core.task import Demonstration, Preference, Task, ToolSpec
 from agentrft.graders.backends import Backends
 from agentrft.graders.build import build_grader
 from agentrft.graders.reward_terms import with_terms
@@ -25,7 +25,7 @@ from agentrft.rollout.environment import python_environment, tool_specs
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.rollout.http_tools import combined_environment, http_environment
 from agentrft.store.codec import load_project_config
-from agentrft.store.datasets import read_demonstrations, read_tasks
+from agentrft.store.datasets import read_demonstrations, read_preferences, read_tasks
 from agentrft.store.spec_files import read_spec
 
 SPEC_FOLDER = "spec"
@@ -71,6 +71,13 @@ class Project:
             return ()
         path = self.folder / self.config.data.demonstrations
         return read_demonstrations(path, numbered=self.numbered_rows)
+
+    def preferences(self) -> tuple[Preference, ...]:
+        """Read the pairs for preference training; none if the project has no such file."""
+        if not self.config.data.preferences:
+            return ()
+        path = self.folder / self.config.data.preferences
+        return read_preferences(path, numbered=self.numbered_rows)
 
     def offered(self, row: Task | Demonstration) -> tuple[ToolSpec, ...]:
         """Return the tools that a rollout of this row may be offered, under their own names."""

@@ -141,11 +141,10 @@ def supply_of(
 ) -> Supply:
     """Count what there is to train with, beside what is known already."""
     config = project.config
-    solved = {task.task_id for task in found.by_task if task.solved}
     return replace(
         known,
-        demonstrations=len({shown.id for shown in project.demonstrations()} | solved),
-        pairs=sum(min(task.solved, task.rollouts - task.solved) for task in found.by_task),
+        demonstrations=max(known.demonstrations, len(project.demonstrations())),
+        pairs=len(project.preferences()),
         grader_trusted=not audited.get("blocked"),
         grader_asks_model=bool(grader_types(config.grader) & ASKS_MODEL),
         parameters=None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from agentrft.core.config import AdvisorConfig
 from agentrft.measure.diagnosis import MECHANICAL, FailureClass
-from agentrft.measure.next_steps import NOT_AVAILABLE, TRAINS_WEIGHTS, Cost, NextStep
+from agentrft.measure.next_steps import TRAINS_WEIGHTS, Cost, NextStep
 from agentrft.measure.power import rollouts_needed
 from agentrft.measure.standing import Standing, share_of, share_of_failures
 from agentrft.measure.statistics import Estimate
@@ -25,9 +25,9 @@ class Supply:
     """What there is besides the standing."""
 
     demonstrations: int = 0
-    """Verified ones of distinct tasks, the agent's own successes among them."""
+    """Of distinct tasks: the project's, and what a search has verified."""
     pairs: int = 0
-    """Solved and failed rollouts of the same task."""
+    """Which of two is better, as somebody has said: rows of a file."""
     grader_trusted: bool = True
     """Whether its audit found nothing that blocks training."""
     grader_asks_model: bool = False
@@ -42,7 +42,8 @@ class Supply:
     """Of the model; None if nobody knows."""
     endpoint: bool = False
     """The weights are somebody else's."""
-    not_available: frozenset[NextStep] = NOT_AVAILABLE
+    taken: frozenset[NextStep] = frozenset()
+    """What has been done already and is not done again."""
 
 
 AFTER_SEARCH = Supply(
@@ -149,7 +150,7 @@ def _met(alternatives: Alternatives) -> Alternatives:
 def _obstacle(step: NextStep, supply: Supply) -> str:
     if step in TRAINS_WEIGHTS and supply.endpoint:
         return "weights behind an endpoint cannot change; train an open-weights `model` instead"
-    return "this version cannot do it" if step in supply.not_available else ""
+    return "it has been done" if step in supply.taken else ""
 
 
 def _sentence(rule: Rule, standing: Standing, supply: Supply, config: AdvisorConfig) -> str:
@@ -240,9 +241,8 @@ def _unhealthy(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
         holds=not u.grader_trusted,
         otherwise="a grader that passes its audit",
     )
-    # Pairs do without a grader, once somebody can train on them.
+    # What somebody has compared can be learned without a grader.
     pairless = _count("preference pairs", u.pairs, "<", c.pairs)
-    able = NextStep.PREFERENCE not in u.not_available
     return (
         (
             _number(
@@ -260,7 +260,7 @@ def _unhealthy(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
                 "rank correlation with the held-out grader", s.gold_agreement, "<", c.gold_agreement
             ),
         ),
-        (blocked, pairless) if able else (blocked,),
+        (blocked, pairless),
     )
 
 
@@ -282,6 +282,11 @@ def _nearly_solved(s: Standing, _u: Supply, c: AdvisorConfig) -> Alternatives:
             _number(f"pass^{s.samples}", s.pass_hat_k, ">=", c.reliable),
         ),
     )
+
+
+def _dear(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
+    ((long, settled),) = _long_prompt(s, u, c)
+    return tuple((*tests, long, settled) for tests in (*_solved(s, u, c), *_nearly_solved(s, u, c)))
 
 
 def _mechanical(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
@@ -326,22 +331,40 @@ def _hopeless_but_shown(s: Standing, u: Supply, c: AdvisorConfig) -> Alternative
     return tuple((*tests, enough) for tests in _hopeless(s, u, c))
 
 
-def _warm_up(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
+def _hopeless_but_lucky(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
+    return tuple((*tests, *_own_successes(s, u, c)) for tests in _hopeless(s, u, c))
+
+
+def _own_successes(s: Standing, u: Supply, c: AdvisorConfig) -> tuple[Test, ...]:
+    solvable = (1 - s.zero.value) * s.train_tasks
+    trusted = _fact(
+        "a grader to trust", holds=u.grader_trusted, otherwise="a grader that passes its audit"
+    )
+    return (
+        trusted,
+        _count(f"train tasks it may solve in {s.samples} tries", solvable, ">=", c.demonstrations),
+    )
+
+
+def _unsure_of_form(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
     cold = _fact("no warm start yet", holds=not u.warm_started, otherwise="a warm start")
-    enough = _count("demonstrations", u.demonstrations, ">=", c.demonstrations)
     small = _count("parameters", u.parameters, "<", c.small_model)
     form = _number("failures of format, of rollouts", share_of(s, FORMAT), ">=", c.format_share)
-    return (cold, small, enough), (cold, form, enough)
+    return (cold, small), (cold, form)
+
+
+def _warm_up(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
+    enough = _count("demonstrations", u.demonstrations, ">=", c.demonstrations)
+    return tuple((*tests, enough) for tests in _unsure_of_form(s, u, c))
+
+
+def _warm_up_alone(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
+    return tuple((*tests, *_own_successes(s, u, c)) for tests in _unsure_of_form(s, u, c))
 
 
 def _preferences(s: Standing, u: Supply, c: AdvisorConfig) -> Alternatives:
     return (
         (
-            _fact(
-                "no grader to trust",
-                holds=not u.grader_trusted,
-                otherwise="a grader that passes its audit",
-            ),
             _count("preference pairs", u.pairs, ">=", c.pairs),
             _number("pass@1", s.pass_1, ">=", c.competence),
         ),
@@ -410,6 +433,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         number="R2",
+        step=NextStep.DISTILLATION,
+        when=_dear,
+        sentence="solved, under a long and settled prompt; train it into the weights",
+    ),
+    Rule(
+        number="R2",
         step=NextStep.STOP,
         when=_solved,
         sentence="solved; make the tasks harder or stop",
@@ -440,6 +469,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         number="R5",
+        step=NextStep.REJECTION,
+        when=_hopeless_but_lucky,
+        sentence="reinforcement has little to learn from; imitate the rare successes first",
+    ),
+    Rule(
+        number="R5",
         step=NextStep.DEMONSTRATIONS,
         when=_hopeless,
         sentence="reinforcement has nothing to learn from and there is too little to imitate; get "
@@ -453,10 +488,17 @@ RULES: tuple[Rule, ...] = (
         "narrow it",
     ),
     Rule(
+        number="R6",
+        step=NextStep.REJECTION,
+        when=_warm_up_alone,
+        sentence="a warm start from its own successes, since there are too few demonstrations, then "
+        "measure pass@{k} again",
+    ),
+    Rule(
         number="R7",
         step=NextStep.PREFERENCE,
         when=_preferences,
-        sentence="pairs say what no grader can",
+        sentence="somebody has said what is better; learn that before what the grader rewards",
     ),
     Rule(
         number="R8",

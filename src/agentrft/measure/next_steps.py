@@ -5,16 +5,19 @@ top of that, marked as such: nothing was trained when it is asked for.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from agentrft.core.config import Methods
+from agentrft.core.training_config import SupervisedConfig
 from agentrft.measure.standing import Standing
 
 TRAINING_SHARE = 0.5
 """Optimizer steps and publications of reinforcement take so much of the rollouts' time again."""
 DEMONSTRATION_ROLLOUTS = 1.5
-"""Imitating a demonstration once takes as long as so many rollouts."""
+"""Imitating a conversation once takes as long as so many rollouts."""
+PAIR_CONVERSATIONS = 3
+"""A pair is two conversations, and the reference reads both of them without learning."""
 
 
 class NextStep(StrEnum):
@@ -27,6 +30,7 @@ class NextStep(StrEnum):
     PROMPT = "prompt and structure search"
     DEMONSTRATIONS = "get demonstrations or change the model"
     SUPERVISED = "supervised fine-tuning"
+    REJECTION = "imitation of own successes"
     PREFERENCE = "preference training"
     REINFORCEMENT = "reinforcement"
     DISTILLATION = "prompt distillation"
@@ -37,13 +41,12 @@ class NextStep(StrEnum):
 TRAINS_WEIGHTS = frozenset(
     {
         NextStep.SUPERVISED,
+        NextStep.REJECTION,
         NextStep.PREFERENCE,
         NextStep.REINFORCEMENT,
         NextStep.DISTILLATION,
     }
 )
-NOT_AVAILABLE = frozenset({NextStep.PREFERENCE, NextStep.DISTILLATION})
-"""Methods that this version cannot carry out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,38 +77,51 @@ def expected_costs(
 ) -> Mapping[NextStep, Cost]:
     """Return the cost of each step that this machine can carry out, as the methods are set."""
     prices = prices or Prices()
-    optimize, tuning, imitation = methods.optimize, methods.reinforcement, methods.supervised
+    optimize, tuning, pairs = methods.optimize, methods.reinforcement, methods.preference
     per_second = 1 / found.seconds if found.seconds else float("inf")
 
-    def cost(rollouts: float, rule: str, *, share: float = 1.0) -> Cost:
-        prompt, sampled = rollouts * found.observed_tokens, rollouts * found.sampled_tokens
+    def cost(rollouts: float, rule: str, *, share: float = 1.0, read: float = 0.0) -> Cost:
+        prompt, sampled = (
+            (rollouts + read) * found.observed_tokens,
+            (rollouts + read) * found.sampled_tokens,
+        )
         return Cost(
             rollouts=round(rollouts),
             tokens=prompt + sampled,
-            minutes=share * rollouts * found.seconds / 60,
+            minutes=(share * rollouts + DEMONSTRATION_ROLLOUTS * read) * found.seconds / 60,
             money=(prompt * prices.prompt + sampled * prices.sampled) / 1e6,
             rule=rule,
         )
+
+    def imitation(config: SupervisedConfig, samples: int = 0, tasks: int = 0) -> Cost:
+        rollouts = samples * min(tasks or found.train_tasks, found.train_tasks)
+        read = config.steps * config.batch_size
+        first = f"{rollouts} rollouts as measured; " if rollouts else ""
+        rule = f"{first}rule of thumb: {read} conversations are read, each for as long as "
+        return cost(rollouts, f"{rule}{DEMONSTRATION_ROLLOUTS:g} rollouts", read=read)
 
     search = cost(
         min(optimize.rollouts, 60 * optimize.minutes * per_second),
         f"{optimize.rollouts} rollouts or {optimize.minutes:g} minutes, whichever ends first",
     )
-    imitated = imitation.steps * imitation.batch_size
-    read = cost(
-        imitated,
-        f"rule of thumb: {imitated} demonstrations are read, each for as long as "
-        f"{DEMONSTRATION_ROLLOUTS:g} rollouts",
-        share=DEMONSTRATION_ROLLOUTS,
-    )
+    own, distilled = methods.rejection, methods.distillation
+    compared = pairs.steps * pairs.batch_size
     return {
         NextStep.STRUCTURE: search,
         NextStep.PROMPT: search,
-        NextStep.SUPERVISED: replace(read, rollouts=0),
+        NextStep.SUPERVISED: imitation(methods.supervised),
+        NextStep.REJECTION: imitation(own.supervised, own.samples, own.tasks),
+        NextStep.PREFERENCE: cost(
+            0,
+            f"rule of thumb: {compared} pairs are read, each for as long as "
+            f"{PAIR_CONVERSATIONS * DEMONSTRATION_ROLLOUTS:g} rollouts",
+            read=PAIR_CONVERSATIONS * compared,
+        ),
         NextStep.REINFORCEMENT: cost(
             tuning.steps * tuning.tasks_per_step * tuning.group_size,
             "rollouts as measured; rule of thumb: training takes "
             f"{TRAINING_SHARE:.0%} of their time again",
             share=1 + TRAINING_SHARE,
         ),
+        NextStep.DISTILLATION: imitation(distilled.supervised, distilled.samples, distilled.tasks),
     }
