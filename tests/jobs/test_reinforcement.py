@@ -3,22 +3,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import CANARIES, a_job, a_setup, a_trainer, some_tasks, yes_or_no
+from builders import CANARIES, YesGrader, a_job, a_setup, a_trainer, some_tasks, yes_or_no
+from byte_chat import calls, decode, says
 
-from agentrft.core.config import Decoding
+from agentrft.core.config import Allowance, Decoding, RewardTerms
 from agentrft.core.errors import IdentityError, StoreError, ToolError, UserError
+from agentrft.core.grade import Grade
 from agentrft.core.policy import Checkpoint, Weights
 from agentrft.core.protocols import Environment, SampleRequest
 from agentrft.core.run import Event, RolloutRecord, RunStatus, StepMetrics
 from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Task
-from agentrft.core.training_config import ReinforcementConfig
+from agentrft.core.training_config import Credit, ReinforcementConfig, TaskChoice
+from agentrft.core.trajectory import Trajectory
+from agentrft.graders.reward_terms import with_terms
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.checkpoints import Retention, resume_point
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.reinforcement import StormError, reinforce
 from agentrft.jobs.validation import TaskSets
 from agentrft.rollout.episode import RolloutSetup
+from agentrft.rollout.scripted import ScriptedEnvironment
 from agentrft.training.recording import RecordingTrainer
 
 CONFIG = ReinforcementConfig(steps=4, tasks_per_step=2, group_size=4, checkpoint_interval=2)
@@ -106,19 +111,36 @@ def test_a_storm_of_broken_tools_stops_the_run_and_says_why(tmp_path: Path) -> N
     assert any("shop" in event.message for event in job.read_all(Event))
 
 
-def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+CHOOSY = replace(
+    CONFIG,
+    group_size=2,
+    tasks=TaskChoice(curriculum=True, revisited=0.5, rounds=3, oversampling=1.5),
+)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CHOOSY], ids=["every task", "chosen tasks"])
+def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been(
+    tmp_path: Path, config: ReinforcementConfig
+) -> None:
     whole_job, straight = a_job(tmp_path / "whole"), a_trainer()
-    run(whole_job, straight)
+    run(whole_job, straight, config=config)
 
     job, first = a_job(tmp_path / "cut"), a_trainer()
+    sampled: list[int] = []
 
-    async def stop_in_third_step(request: SampleRequest) -> None:
-        if first.steps_done == 2:
+    async def stop_late_in_third_step(request: SampleRequest) -> None:
+        sampled.append(len(job.read_all(StepMetrics)))
+        if sampled.count(2) == 6:
             job.stop.set()
             await asyncio.sleep(0)
 
     with pytest.raises(Stopped, match="--resume"):
-        run(job, first, a_setup(ScriptedSampler(yes_or_no, before=stop_in_third_step)))
+        run(
+            job,
+            first,
+            a_setup(ScriptedSampler(yes_or_no, before=stop_late_in_third_step)),
+            config=config,
+        )
     assert job.run.status is RunStatus.PAUSED
     assert [step.step for step in job.read_all(StepMetrics)] == [1, 2]
 
@@ -126,9 +148,123 @@ def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been(tmp_path: Pat
     folder = resume_point(again, whole)
     assert folder is not None
     second = RecordingTrainer.resumed(folder, canaries=CANARIES)
-    run(again, second, first_step=second.cursor["step"])
+    run(again, second, config=config, first_step=second.cursor["step"])
     assert first.batches + second.batches == straight.batches
     assert [step.step for step in again.read_all(StepMetrics)] == [1, 2, 3, 4]
+
+
+def test_rounds_go_on_until_enough_groups_teach_and_all_of_them_count(tmp_path: Path) -> None:
+    job, trainer = a_job(tmp_path), a_trainer()
+    config = replace(CONFIG, group_size=2, tasks=TaskChoice(rounds=8, oversampling=2.0))
+    run(job, trainer, config=config)
+    steps = [metrics.values for metrics in job.read_all(StepMetrics)]
+    assert max(step["rounds"] for step in steps) > 1
+    for step, samples in zip(steps, trainer.batches, strict=True):
+        taught = step["groups"] - step["groups_without_spread"]
+        assert taught >= config.tasks_per_step
+        assert step["spread_share"] == pytest.approx(taught / step["groups"])
+        assert len(samples) == 2 * taught
+    records = job.read_all(RolloutRecord)
+    assert len(records) == sum(2 * step["groups"] for step in steps)
+    assert len({record.graded.trajectory.id for record in records}) == len(records)
+
+
+def test_a_step_takes_what_it_has_when_its_rounds_are_used_up(tmp_path: Path) -> None:
+    job, trainer = a_job(tmp_path), a_trainer()
+    always = ScriptedSampler(lambda request: yes_or_no(replace(request, seed=1)))
+    config = replace(CONFIG, steps=2, tasks=TaskChoice(rounds=3))
+    run(job, trainer, a_setup(always), config=config)
+    assert trainer.batches == []
+    steps = [metrics.values for metrics in job.read_all(StepMetrics)]
+    assert [(step["rounds"], step["groups"], step["spread_share"]) for step in steps] == [
+        (3.0, 6.0, 0.0)
+    ] * 2
+
+
+def test_a_round_that_infrastructure_spoils_is_the_last_of_its_step(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def always_broken(task: Task, trace_id: str) -> Environment:
+        opened.append(trace_id)
+        raise ToolError("tool 'shop' is down")
+
+    config = replace(CONFIG, max_storm_steps=1, tasks=TaskChoice(rounds=5))
+    with pytest.raises(StormError, match="shop"):
+        run(
+            a_job(tmp_path),
+            a_trainer(),
+            replace(a_setup(), open_environment=always_broken),
+            config=config,
+        )
+    assert len(opened) == 2 * CONFIG.tasks_per_step * CONFIG.group_size  # each refilled once
+
+
+def test_a_curriculum_gives_turns_to_tasks_that_are_neither_solved_nor_hopeless(
+    tmp_path: Path,
+) -> None:
+    def knows_some(request: SampleRequest) -> tuple[int, ...]:
+        asked = decode(request.prompt_ids)
+        return yes_or_no(request) if "hello 3" in asked or "hello 4" in asked else says("no")
+
+    job = a_job(tmp_path)
+    config = replace(CONFIG, steps=8, group_size=8, tasks=TaskChoice(curriculum=True, revisited=0))
+    run(job, a_trainer(), a_setup(ScriptedSampler(knows_some)), config=config)
+    later = {r.graded.trajectory.task_id for r in job.read_all(RolloutRecord) if r.step > 3}
+    assert later == {"task-3", "task-4"}
+
+
+class TurnGrader(YesGrader):
+    """Also scores every turn, all alike."""
+
+    async def grade(
+        self, task: Task, trajectory: Trajectory, environment: Environment | None
+    ) -> Grade:
+        grade = await super().grade(task, trajectory, environment)
+        return replace(grade, turn_scores=(0.25,) * len(trajectory.turns))
+
+
+def test_turn_scores_are_shown_and_a_grader_without_them_is_refused_where_they_count(
+    tmp_path: Path,
+) -> None:
+    config = replace(CONFIG, credit=Credit(turn_weight=0.5))
+    job = a_job(tmp_path / "with")
+    run(job, a_trainer(), replace(a_setup(), grader=TurnGrader()), config=config)
+    assert {step.values["turn_score"] for step in job.read_all(StepMetrics)} == {0.25}
+    with pytest.raises(UserError, match="turn_weight"):
+        run(a_job(tmp_path / "without"), a_trainer(), config=config)
+
+
+@pytest.mark.parametrize("unit", ["tool_calls", "sampled_tokens", "seconds"])
+def test_what_a_rollout_uses_reaches_the_gradient_through_its_penalty(
+    tmp_path: Path, unit: str
+) -> None:
+    async def slow_where_wordy(request: SampleRequest) -> None:
+        if request.seed % 2:
+            await asyncio.sleep(0.02)
+
+    def wordy_or_not(request: SampleRequest) -> tuple[int, ...]:
+        if ord("X") in request.prompt_ids or not request.seed % 2:
+            return says("yes")
+        return calls(("get", {}))
+
+    setup = replace(
+        a_setup(ScriptedSampler(wordy_or_not, before=slow_where_wordy)),
+        open_environment=ScriptedEnvironment({"get": ["X"]}),
+        grader=with_terms(YesGrader(), RewardTerms(**{unit: Allowance(free=0, cost=0.01)})),
+    )
+    job, trainer = a_job(tmp_path), a_trainer()
+    run(job, trainer, setup, config=replace(CONFIG, steps=1))
+    wordy = {
+        record.graded.trajectory.id
+        for record in job.read_all(RolloutRecord)
+        if record.graded.trajectory.tool_calls
+    }
+    credit = {
+        sample.trajectory_id in wordy: [a for a in sample.advantages if a]
+        for sample in trainer.batches[0]
+    }
+    assert all(advantage < 0 for advantage in credit[True])
+    assert all(advantage > 0 for advantage in credit[False])
 
 
 def test_a_run_stopped_between_checkpoints_keeps_its_last_step(tmp_path: Path) -> None:

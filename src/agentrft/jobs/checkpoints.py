@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from agentrft.core.errors import AgentRFTError, StoreError
 from agentrft.core.policy import Checkpoint
@@ -22,11 +23,18 @@ def every_step(step: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationScores:
-    """What the graders say of one step, on average."""
+    """What the graders, or the rows held out, say of one step, on average."""
 
     score: float | None = None
     gold: float | None = None
     """Of the held-out grader."""
+    loss: float | None = None
+    """On held-out rows, where nothing is rolled out."""
+
+    @property
+    def rank(self) -> float | None:
+        """What checkpoints are compared by where no held-out grader looked: more is better."""
+        return -self.loss if self.score is None and self.loss is not None else self.score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +85,7 @@ class CheckpointKeeper:
         self._saved = first_step
         self._step, self._version = first_step, 0
         self._metrics: Mapping[str, float] = {}
+        self._place: Mapping[str, int] = {}
         # Of a process that was killed while it wrote; whoever is here holds the run alone.
         for leftover in self._folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -90,9 +99,18 @@ class CheckpointKeeper:
     def _golds(self) -> dict[int, float]:
         return {step: s.gold for step, s in self._scores.items() if s.gold is not None}
 
-    def committed(self, step: int, version: int, metrics: Mapping[str, float]) -> None:
-        """Note what the trainer now holds, once its results are stored."""
-        self._step, self._version, self._metrics = step, version, metrics
+    def committed(
+        self,
+        step: int,
+        version: int,
+        metrics: Mapping[str, float],
+        place: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Note what the trainer now holds, once its results are stored.
+
+        `place` is what else a resumed run must know; it comes back in the trainer's cursor.
+        """
+        self._step, self._version, self._metrics, self._place = step, version, metrics, place
 
     def validated(self, step: int, scores: ValidationScores) -> None:
         """Note the scores that decide which checkpoints are the best."""
@@ -104,6 +122,9 @@ class CheckpointKeeper:
         # A run's result is its best checkpoint by the held-out grader, so that one must exist.
         golds = self._golds
         due = due or (self._step in golds and golds[self._step] >= max(golds.values()))
+        # So must the one with the lowest loss on rows held out, to be kept beside the newest.
+        losses = {step: s.loss for step, s in self._scores.items() if s.loss is not None}
+        due = due or (self._step in losses and losses[self._step] <= min(losses.values()))
         if due and self._step > self._saved and not self._job.abandoned:
             await self._save()
         if self._job.stop.is_set() and self._step < self._last_step:
@@ -145,7 +166,7 @@ class CheckpointKeeper:
         step = self._step
         # A name of its own: a worker that lost its lease amid this must not replace its successor's.
         folder = self._folder / f"step-{step:06d}-{secrets.token_hex(4)}"
-        await asyncio.to_thread(self._trainer.save, folder, {"step": step})
+        await asyncio.to_thread(self._trainer.save, folder, {"step": step, **self._place})
         score = self._scores.get(step, ValidationScores()).score
         shown = {} if score is None else {"validation_score": score}
         # The row comes after the complete folder, so a row always names a usable checkpoint.
@@ -167,7 +188,7 @@ class CheckpointKeeper:
     def _settle(self) -> None:
         """Drop what need not be kept, folders that no row names included."""
         whole = [c for c in self._job.read_all(Checkpoint) if Path(c.path).is_dir()]
-        scores = {step: s.score for step, s in self._scores.items() if s.score is not None}
+        scores = {step: rank for step, s in self._scores.items() if (rank := s.rank) is not None}
         # Two graders' scores do not compare, so a step without the better one's has none.
         kept = self._retention.kept(whole, self._golds or scores)
         # Told before the folders go, so that nobody is offered what is gone.

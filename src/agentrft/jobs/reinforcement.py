@@ -1,31 +1,41 @@
 """Reinforcement fine-tuning: roll out, grade, step, publish, prove, repeat."""
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 from agentrft.core.errors import PausedError, UserError
+from agentrft.core.grade import Group
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Sampler, Trainer
 from agentrft.core.run import RolloutRecord, StepMetrics
+from agentrft.core.sample import Sample
 from agentrft.core.seeds import derive_seed
+from agentrft.core.task import Task
 from agentrft.core.training_config import ReinforcementConfig
 from agentrft.jobs.canaries import canary_tasks, reference_texts
 from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
 from agentrft.jobs.context import Job, Stopped
-from agentrft.jobs.evaluation import Measurement, stored_records
+from agentrft.jobs.evaluation import Measurement, stored_records, stored_summaries
 from agentrft.jobs.following import Follower, StepResult, ValidationLines
 from agentrft.jobs.monitoring import Monitoring
 from agentrft.jobs.publication import Publisher, refuse_other_versions
 from agentrft.jobs.serving import ServedModel, no_weights
-from agentrft.jobs.supervised import shuffled_batch
+from agentrft.jobs.task_choice import TaskStream, check_choice
 from agentrft.jobs.validation import STAGE, Clock, TaskSets, Validation, scores_of
 from agentrft.rollout.dialogue import TokenSpeaker
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.rollout.group import Collected, collect
-from agentrft.training.credit import centred
+from agentrft.training.credit import credited_group
+
+TURNS = "task_turns"
+"""What a checkpoint's cursor calls the position in the stream of tasks."""
 
 
 class StormError(PausedError):
@@ -50,6 +60,7 @@ async def reinforce(
     `max_storm_steps` steps in a row that lost half their groups to infrastructure, MonitorAlarmError
     if a monitor acts and may pause the run.
     """
+    check_choice(config.tasks)
     follower = follower or ValidationLines(job)
     validation, monitoring = _watched(job, setup, tasks, config, concurrency)
     keeper = CheckpointKeeper(
@@ -65,6 +76,10 @@ async def reinforce(
     )
     publisher = Publisher(trainable(setup), bound=config.identity_bound)
     setup, _ = await published(setup, publisher, trainer)
+    # Checkpoints of the versions before this key took `tasks_per_step` turns a step, and no others.
+    turns = trainer.cursor.get(TURNS, first_step * config.tasks_per_step)
+    stream = TaskStream(tasks.train, config.tasks, seed=job.run.seed, position=turns)
+    _recall(job, stream)
     storms = 0
 
     async def close(result: StepResult, *, told: bool) -> None:
@@ -84,39 +99,105 @@ async def reinforce(
                 told = follower.has_told(first_step) and not validation.is_unfinished(first_step)
                 await close(stored_step(job, first_step), told=told)
             for step in range(first_step, config.steps):
-                batch = shuffled_batch(tasks.train, step, config.tasks_per_step, job.run.seed)
                 clock = Clock()
-                collected = await job.unless_stopped(
-                    collect(
-                        setup,
-                        batch,
-                        group_size=config.group_size,
-                        seed=derive_seed(job.run.seed, "step", step),
-                        temperature=config.temperature,
-                        concurrency=concurrency,
-                        on_trajectory=phase.rollout,
-                    )
+                roll_out = partial(
+                    collect,
+                    setup,
+                    group_size=config.group_size,
+                    temperature=config.temperature,
+                    concurrency=concurrency,
+                    on_trajectory=phase.rollout,
                 )
+                seed = derive_seed(job.run.seed, "step", step)
+                harvest = await job.unless_stopped(
+                    rounds(roll_out, stream, config, seed=seed, screen=monitoring.screen)
+                )
+                collected = harvest.collected
                 clock.mark("rollout")
                 storms = _count_storm(job, collected, config, storms, step + 1)
                 refuse_other_versions(collected.groups, setup.policy.version)
-                collected = monitoring.screen(collected)
-                samples = [
-                    sample
-                    for group in collected.groups
-                    for sample in centred(group, temperature=config.temperature)
-                ]
-                trained = await asyncio.to_thread(trainer.step, samples)
+                trained = await asyncio.to_thread(trainer.step, harvest.samples)
                 clock.mark("training")
                 setup, identity = await published(setup, publisher, trainer)
                 clock.mark("publication")
-                metrics = {**trained, **rollout_metrics(collected), **identity, **clock.seconds}
+                metrics = {**trained, **rollout_metrics(harvest), **identity, **clock.seconds}
                 result = _commit(job, step + 1, collected, metrics)
-                keeper.committed(step + 1, setup.policy.version, metrics)
+                stream.note(_scores(result.train))
+                place = {TURNS: stream.position}
+                keeper.committed(step + 1, setup.policy.version, metrics, place)
                 await close(result, told=False)
                 await keeper.after_step()
                 phase.advance()
     return keeper.deliver()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Harvest:
+    """What the rollouts of one step come to."""
+
+    collected: Collected
+    samples: tuple[Sample, ...]
+    informative: int
+    """Groups that gave samples."""
+    rounds: int
+
+
+class RollOut(Protocol):
+    """Make one group of rollouts per task."""
+
+    async def __call__(self, tasks: Sequence[Task], *, seed: int) -> Collected:
+        """Some of the groups may be lost to infrastructure."""
+        ...
+
+
+async def rounds(
+    roll_out: RollOut,
+    stream: TaskStream,
+    config: ReinforcementConfig,
+    *,
+    seed: int,
+    screen: Callable[[Collected], Collected],
+) -> Harvest:
+    """Roll out further tasks until enough groups teach something or the rounds are used up.
+
+    Every group that teaches is kept, also those beyond `tasks_per_step`: the loss is a mean over
+    sequences, so more of them only calm it, and an agent's rollouts cost more than training on them.
+    (DAPO cuts the batch to an even size.) A round that infrastructure spoils is the last.
+    """
+    groups: list[Group] = []
+    lost: list[Group] = []
+    samples: list[Sample] = []
+    informative = number = 0
+    while number < config.tasks.rounds and informative < config.tasks_per_step:
+        wanted = math.ceil((config.tasks_per_step - informative) * config.tasks.oversampling)
+        round_seed = derive_seed(seed, "round", number) if number else seed
+        found = screen(await roll_out(stream.take(wanted), seed=round_seed))
+        number += 1
+        groups += found.groups
+        lost += found.lost_groups
+        for group in found.groups:
+            credited = credited_group(group, config.credit, temperature=config.temperature)
+            samples += credited
+            informative += bool(credited)
+        if len(found.lost_groups) > len(found.groups):
+            break
+    return Harvest(
+        collected=Collected(groups=tuple(groups), lost_groups=tuple(lost)),
+        samples=tuple(samples),
+        informative=informative,
+        rounds=number,
+    )
+
+
+def _scores(records: Iterable[RolloutRecord]) -> Iterator[tuple[str, float | None]]:
+    return ((r.graded.trajectory.task_id, r.graded.grade.score) for r in records)
+
+
+def _recall(job: Job, stream: TaskStream) -> None:
+    """Tell the stream the scores of all steps that are stored."""
+    stored = stored_summaries(job, STAGE, "train")
+    for _, of_step in groupby(stored, key=lambda summary: summary.step):
+        stream.note((summary.task_id, summary.score) for summary in of_step)
 
 
 def trainable(setup: RolloutSetup) -> Sampler:
@@ -230,8 +311,9 @@ def stored_step(job: Job, step: int) -> StepResult:
     return StepResult(step=step, metrics=metrics.values, train=train)
 
 
-def rollout_metrics(collected: Collected) -> dict[str, float]:
+def rollout_metrics(harvest: Harvest) -> dict[str, float]:
     """Return the step's means over surviving rollouts: reward, parts, calls, tokens, counts."""
+    collected = harvest.collected
     survivors = [graded for group in collected.groups for graded in group.survivors]
     everyone = [
         graded
@@ -245,12 +327,18 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
         "rollouts_screened": float(screened),
         "groups": float(len(collected.groups)),
         "groups_lost": float(len(collected.lost_groups)),
-        "groups_without_spread": float(sum(not group.has_spread for group in collected.groups)),
+        "groups_without_spread": float(len(collected.groups) - harvest.informative),
+        "rounds": float(harvest.rounds),
     }
+    if collected.groups:
+        metrics["spread_share"] = harvest.informative / len(collected.groups)
     if not survivors:
         return metrics
     scores = [graded.grade.score for graded in survivors if graded.grade.score is not None]
     metrics["reward"] = sum(scores) / len(scores)
+    by_turn = [score for graded in survivors for score in graded.grade.turn_scores]
+    if by_turn:
+        metrics["turn_score"] = sum(by_turn) / len(by_turn)
     parts: dict[str, list[float]] = {}
     for graded in survivors:
         for name, value in graded.grade.parts.items():

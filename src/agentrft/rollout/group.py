@@ -5,6 +5,7 @@ it. Results come in task order, whatever finished first.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -79,13 +80,21 @@ async def collect(
 ) -> Collected:
     """Run one group per task, at most `concurrency` rollouts at a time, results in task order."""
     slots = asyncio.Semaphore(concurrency)
+    met = Counter[str]()
+
+    def own_seed(task: Task) -> int:
+        # A task that comes twice would else be rolled out twice alike, under the same trace ids.
+        met[task.id] += 1
+        again = met[task.id] - 1
+        return derive_seed(seed, "again", again) if again else seed
+
     groups = await in_order(
         [
             run_group(
                 setup,
                 task,
                 group_size=group_size,
-                seed=seed,
+                seed=own_seed(task),
                 temperature=temperature,
                 on_trajectory=on_trajectory,
                 slots=slots,
