@@ -75,6 +75,9 @@ class ReportInput:
     """In the order given, each after a measurement."""
     retests: tuple[Retest, ...] = ()
     """What the spec's changes were worth after each training."""
+    control: StageResult | None = None
+    """Several rollouts per task of the best spec without training, from which the best is chosen; None
+    if that was not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +198,7 @@ def summarize(given: ReportInput) -> Summary:
 
 def measured_tasks(stage: StageResult, split: Split) -> dict[str, list[GradedTrajectory]]:
     """Return a stage's graded rollouts of a split by task."""
-    return _by_task(record for record in stage.records if record.split == split)
+    return by_task(record for record in stage.records if record.split == split)
 
 
 def _stage(stage: StageResult, given: ReportInput) -> StageSummary:
@@ -214,22 +217,22 @@ def _stage(stage: StageResult, given: ReportInput) -> StageSummary:
 
 def _measured(stage: StageResult, given: ReportInput) -> Measured | None:
     records = [record for record in stage.records if record.split == given.split]
-    tasks = _by_task(records)
+    tasks = by_task(records)
     if not tasks:
         return None
     graded = [g for of_task in tasks.values() for g in of_task]
-    passed = _passed(tasks, given.pass_threshold)
-    repeats = min(map(len, passed.values()))
+    solved = passed(tasks, given.pass_threshold)
+    repeats = min(map(len, solved.values()))
     stops = Counter(g.trajectory.stop_reason.value for g in graded)
     return Measured(
         tasks=len(tasks),
         rollouts=len(graded),
         dropped=len(records) - len(graded),
         model_faults=sum(g.outcome is Outcome.MODEL_FAULT for g in graded),
-        pass_at_1=rate(passed),
+        pass_at_1=rate(solved),
         repeats=repeats,
-        pass_at_k=pass_at_k(passed, repeats),
-        pass_hat_k=pass_hat_k(passed, repeats),
+        pass_at_k=pass_at_k(solved, repeats),
+        pass_hat_k=pass_hat_k(solved, repeats),
         score=mean(_each(tasks, score_of)),
         tool_calls=mean(_each(tasks, tool_calls_of)),
         sampled_tokens=mean(_each(tasks, tokens_of)),
@@ -242,14 +245,14 @@ def _measured(stage: StageResult, given: ReportInput) -> Measured | None:
 def _families(records: Sequence[RolloutRecord], threshold: float) -> tuple[Family, ...]:
     families: list[Family] = []
     for name in sorted({record.family for record in records}):
-        tasks = _by_task(record for record in records if record.family == name)
+        tasks = by_task(record for record in records if record.family == name)
         if tasks:
             scores = [_average(of_task, score_of) for of_task in tasks.values()]
             families.append(
                 Family(
                     name=name,
                     tasks=len(tasks),
-                    pass_at_1=rate(_passed(tasks, threshold)),
+                    pass_at_1=rate(passed(tasks, threshold)),
                     score=statistics.fmean(scores),
                 )
             )
@@ -263,7 +266,7 @@ def _points(stage: StageResult, split: Split) -> tuple[StepPoint, ...]:
             by_step.setdefault(record.step, []).append(record)
     points: list[StepPoint] = []
     for step, records in sorted(by_step.items()):
-        tasks = _by_task(records)
+        tasks = by_task(records)
         if not tasks:
             continue
         graded = [g for of_task in tasks.values() for g in of_task]
@@ -333,9 +336,7 @@ def _comparisons(given: ReportInput) -> tuple[Comparison, ...]:
     steps = [*itertools.pairwise(measured), *_last_with_the_best_before(measured, given)]
     pairs = [(first, second) for first, second in steps if first[1].keys() & second[1].keys()]
     passes = [
-        paired_difference(
-            _passed(first, given.pass_threshold), _passed(second, given.pass_threshold)
-        )
+        paired_difference(passed(first, given.pass_threshold), passed(second, given.pass_threshold))
         for (_, first), (_, second) in pairs
     ]
     adjusted = holm([difference.p_value for difference in passes])
@@ -368,7 +369,7 @@ def _last_with_the_best_before(
 
 
 def _pass_rate(stage: _Stage, given: ReportInput) -> float:
-    return rate(_passed(stage[1], given.pass_threshold)).value
+    return rate(passed(stage[1], given.pass_threshold)).value
 
 
 def _warnings(given: ReportInput, stages: Sequence[StageSummary]) -> Iterable[str]:
@@ -424,7 +425,8 @@ def seconds_of(graded: GradedTrajectory) -> float:
     return graded.trajectory.duration_s
 
 
-def _by_task(records: Iterable[RolloutRecord]) -> dict[str, list[GradedTrajectory]]:
+def by_task(records: Iterable[RolloutRecord]) -> dict[str, list[GradedTrajectory]]:
+    """Return graded rollouts by task, infrastructure faults left out."""
     tasks: dict[str, list[GradedTrajectory]] = {}
     for record in records:
         if record.graded.outcome is not Outcome.INFRASTRUCTURE_FAULT:
@@ -432,9 +434,10 @@ def _by_task(records: Iterable[RolloutRecord]) -> dict[str, list[GradedTrajector
     return tasks
 
 
-def _passed(
+def passed(
     tasks: Mapping[str, Sequence[GradedTrajectory]], threshold: float
 ) -> dict[str, list[bool]]:
+    """Return whether each rollout solved its task."""
     return {task: [score_of(g) >= threshold for g in graded] for task, graded in tasks.items()}
 
 

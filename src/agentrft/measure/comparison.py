@@ -1,0 +1,465 @@
+"""Policies measured on the same holdout tasks, in one table: what each solves, takes, and took to make.
+
+Pure: rollouts in, rows and one sentence out. Best-of-k is worked out from all subsets of k of a
+task's rollouts, so that more rollouts than k sharpen it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from agentrft.core.config import PriceList
+from agentrft.core.errors import UserError
+from agentrft.core.grade import Grade, GradedTrajectory
+from agentrft.measure.arms import (
+    GRADER,
+    Arm,
+    RolloutKey,
+    Spending,
+    best_of,
+    check_comparable,
+    choice_name,
+    machine_seconds,
+    odds,
+    rollout_key,
+    spent,
+)
+from agentrft.measure.statistics import (
+    Estimate,
+    PairedDifference,
+    Values,
+    holm,
+    paired_difference,
+    pass_hat_k,
+    rate,
+)
+from agentrft.measure.summary import by_task, passed, score_of
+
+__all__ = [
+    "GRADER",
+    "Arm",
+    "Comparison",
+    "Row",
+    "Spending",
+    "Verdict",
+    "Versus",
+    "best_of",
+    "compare",
+    "spent",
+]
+
+RELIABLE = 4
+"""The k of pass^k, and of the best-of-k that an answer names beside the one of equal cost."""
+LEVEL = 0.05
+"""Holm-corrected p up to which a difference with an interval beside zero is believed."""
+
+NOT_MEASURED = (
+    "Best-of-k was not measured: set methods.evaluation.best_of to 4 before `agentrft improve`, or "
+    "measure the best spec with methods.evaluation.samples_per_task = 4 and compare the runs."
+)
+
+Verdict = Literal["better", "worse", "cannot tell"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    trained: bool
+    k: int
+    chosen_by: str
+    tasks: int
+    rollouts: int
+    dropped: int
+    """Infrastructure faults, left out."""
+    pass_at_1: Estimate
+    pass_hat_4: float | None
+    """None with fewer than four rollouts of a task, and for a choice among several."""
+    difference: PairedDifference | None
+    """Pass rate minus the reference's; None for the reference."""
+    adjusted_p: float | None
+    """Holm's, over the rows of this table."""
+    seconds_p50: float
+    seconds_p95: float
+    """Wall clock until a task is answered; k rollouts run side by side, and the slowest counts."""
+    per_task: Spending
+    training: Spending
+    money_per_task: float
+    money_training: float
+    cost_per_task: float
+    """In the comparison's unit."""
+    cost_training: float
+    break_even: int | None
+    """Tasks from which a solved task costs less than by the rival's choice, all that either took
+    before included; None if never, or without a rival."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Versus:
+    """Trained weights against one control, over the same tasks."""
+
+    trained: str
+    control: str
+    k: int
+    pass_at_1: float
+    """Of the control."""
+    times_the_cost: float
+    """What the control costs per task, as a multiple of the trained arm's."""
+    difference: PairedDifference
+    """Trained minus control."""
+    adjusted_p: float
+    """Holm's, over what every trained arm was held against."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What interval and p allow to say."""
+        if self.adjusted_p > LEVEL or self.difference.low <= 0 <= self.difference.high:
+            return "cannot tell"
+        return "better" if self.difference.value > 0 else "worse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The table, and what follows from it."""
+
+    rows: tuple[Row, ...]
+    """Those without changed weights first, each kind by name."""
+    reference: str
+    """Whom the differences are to."""
+    rival: str
+    """The best-of-k that training is held against; empty if none was measured."""
+    unit: Literal["money", "tokens"]
+    """What costs are counted in."""
+    versus: tuple[Versus, ...]
+    """The best trained arm against its controls."""
+    answer: str
+    """Did weights beat the best prompt, and best-of-k at equal cost?"""
+    notes: tuple[str, ...]
+    """What a reader must know besides."""
+
+
+def compare(
+    arms: Sequence[Arm],
+    *,
+    pass_threshold: float,
+    prices: PriceList | None = None,
+    reference: str = "",
+) -> Comparison:
+    """Put arms into one table. Without a `reference` it is the best one without changed weights.
+
+    Raises UserError for arms that cannot be compared, with the reason.
+    """
+    check_comparable(arms)
+    price_list = prices or PriceList()
+    clock = machine_seconds(arms)
+    ordered = sorted(arms, key=lambda arm: (arm.trained, arm.name))
+    measured = [_Measured(arm, pass_threshold, price_list, clock) for arm in ordered]
+    base = _reference(measured, reference)
+    rival = _rival(measured)
+    others = [one for one in measured if one is not base]
+    differences = [paired_difference(base.values, one.values) for one in others]
+    adjusted = holm([difference.p_value for difference in differences])
+    compared = {
+        one.arm.name: (difference, p)
+        for one, difference, p in zip(others, differences, adjusted, strict=True)
+    }
+    versus = _versus(measured, rival)
+    best = _best(one for one in measured if one.arm.trained and one.arm.k == 1)
+    own = tuple(one for one in versus if best and one.trained == best.arm.name)
+    return Comparison(
+        rows=tuple(_row(one, *compared.get(one.arm.name, (None, None)), rival) for one in measured),
+        reference=base.arm.name,
+        rival=rival.arm.name if rival else "",
+        unit=_unit(price_list),
+        versus=own,
+        answer=_answer(base, best, rival, own),
+        notes=tuple(_notes(measured, best, rival)),
+    )
+
+
+class _Measured:
+    """An arm in numbers."""
+
+    def __init__(
+        self, arm: Arm, threshold: float, prices: PriceList, clock: Mapping[RolloutKey, float]
+    ) -> None:
+        self.arm, self.threshold, self.prices, self.clock = arm, threshold, prices, clock
+        self.graded = by_task(arm.records)
+        solved = passed(self.graded, threshold)
+        self.values: Values = (
+            solved
+            if arm.k == 1
+            else {task: [self._choice(graded)] for task, graded in self.graded.items()}
+        )
+        self.rate = rate(self.values)
+        enough = arm.k == 1 and min(map(len, solved.values())) >= RELIABLE
+        self.pass_hat_4 = pass_hat_k(solved, RELIABLE) if enough else None
+        one = _mean(_mean(map(self._one, graded)) for graded in self.graded.values())
+        self.per_task = one.times(arm.k)
+        self.cost_per_task = cost(self.per_task, prices)
+        self.cost_training = cost(arm.training, prices)
+
+    def at(self, k: int) -> "_Measured":
+        """Return the same choice among another number of rollouts."""
+        name = choice_name(self.arm.policy, k, self.arm.chosen_by)
+        arm = replace(self.arm, k=k, name=name)
+        return _Measured(arm, self.threshold, self.prices, self.clock)
+
+    @property
+    def most(self) -> int:
+        """Most rollouts of a task."""
+        return max(map(len, self.graded.values()))
+
+    def cost_per_solved(self, tasks: float) -> float:
+        """Return what a solved task costs when so many are served."""
+        if not self.rate.value:
+            return math.inf
+        return (self.cost_training / tasks + self.cost_per_task) / self.rate.value
+
+    def handling(self) -> tuple[float, float]:
+        """Return median and 95th percentile of the seconds until a task is answered."""
+        seconds: list[float] = []
+        weights: list[float] = []
+        for graded in self.graded.values():
+            slowest_first = sorted((g.trajectory.duration_s for g in graded), reverse=True)
+            seconds += slowest_first
+            weights += odds(len(slowest_first), self.arm.k)
+        p50, p95 = np.quantile(seconds, [0.5, 0.95], weights=weights, method="inverted_cdf")
+        return float(p50), float(p95)
+
+    def _choice(self, graded: Sequence[GradedTrajectory]) -> float:
+        """Return the chance that the chosen one of k rollouts of this task solves it."""
+        in_order = sorted(graded, key=lambda g: (g.trajectory.started_at, g.trajectory.id))
+        ranked = sorted(in_order, key=self._liked, reverse=True)  # stable: a tie takes the first
+        chances = odds(len(ranked), self.arm.k)
+        return sum(
+            chance
+            for chance, one in zip(chances, ranked, strict=True)
+            if score_of(one) >= self.threshold
+        )
+
+    def _liked(self, graded: GradedTrajectory) -> float:
+        score = self._verdict(graded).score
+        return -math.inf if score is None else score
+
+    def _verdict(self, graded: GradedTrajectory) -> Grade:
+        if self.arm.chosen_by == GRADER:
+            return graded.grade
+        return self.arm.verdicts[graded.trajectory.id]
+
+    def _one(self, graded: GradedTrajectory) -> Spending:
+        """Return what one rollout takes, and to judge it where one is chosen."""
+        made = graded.trajectory
+        usage = self._verdict(graded).usage.values() if self.arm.k > 1 else ()
+        return Spending(
+            rollouts=1,
+            prompt_tokens=made.observed_tokens + sum(one.prompt_tokens for one in usage),
+            sampled_tokens=made.sampled_tokens + sum(one.completion_tokens for one in usage),
+            tool_calls=len(made.tool_calls),
+            seconds=self.clock[rollout_key(made)],
+        )
+
+
+def cost(spending: Spending, prices: PriceList) -> float:
+    """Return money where anything has a price, else tokens through the model."""
+    return spending.money(prices) if _unit(prices) == "money" else spending.weighed_tokens
+
+
+def _unit(prices: PriceList) -> Literal["money", "tokens"]:
+    return "tokens" if prices == PriceList() else "money"
+
+
+def _row(
+    one: _Measured,
+    difference: PairedDifference | None,
+    adjusted_p: float | None,
+    rival: _Measured | None,
+) -> Row:
+    arm = one.arm
+    p50, p95 = one.handling()
+    rollouts = sum(map(len, one.graded.values()))
+    return Row(
+        name=arm.name,
+        trained=arm.trained,
+        k=arm.k,
+        chosen_by=arm.chosen_by,
+        tasks=len(one.graded),
+        rollouts=rollouts,
+        dropped=len(arm.records) - rollouts,
+        pass_at_1=one.rate,
+        pass_hat_4=one.pass_hat_4,
+        difference=difference,
+        adjusted_p=adjusted_p,
+        seconds_p50=p50,
+        seconds_p95=p95,
+        per_task=one.per_task,
+        training=arm.training,
+        money_per_task=one.per_task.money(one.prices),
+        money_training=arm.training.money(one.prices),
+        cost_per_task=one.cost_per_task,
+        cost_training=one.cost_training,
+        break_even=_break_even(one, rival) if rival and arm.trained and arm.k == 1 else None,
+    )
+
+
+def _break_even(trained: _Measured, rival: _Measured) -> int | None:
+    """Solve (before + served * n) / (solved * n), of both, for the least whole n."""
+    p, rival_p = trained.rate.value, rival.rate.value
+    if not p or not rival_p:
+        return 1 if p else None
+    before = trained.cost_training / p - rival.cost_training / rival_p
+    saved = rival.cost_per_task / rival_p - trained.cost_per_task / p
+    if saved > 0:
+        return max(1, math.ceil(before / saved))
+    return 1 if saved == 0 and before <= 0 else None
+
+
+def _best(measured: Iterable[_Measured]) -> _Measured | None:
+    """Return the one that solves most; of equals the cheapest, then by name."""
+    return min(
+        measured, key=lambda one: (-one.rate.value, one.cost_per_task, one.arm.name), default=None
+    )
+
+
+def _reference(measured: Sequence[_Measured], name: str) -> _Measured:
+    if name:
+        found = next((one for one in measured if one.arm.name == name), None)
+        if found is None:
+            known = ", ".join(repr(one.arm.name) for one in measured)
+            raise UserError(f"no arm {name!r} to compare with; there are {known}")
+        return found
+    single = [one for one in measured if one.arm.k == 1]
+    best = _best(one for one in single if not one.arm.trained) or _best(single)
+    if best is None:
+        raise UserError("only choices among several rollouts are given; add what they choose from")
+    return best
+
+
+def _rival(measured: Sequence[_Measured]) -> _Measured | None:
+    """Return the control: a choice that can be served before one that needs the grader."""
+    choices = [one for one in measured if one.arm.k > 1 and not one.arm.trained]
+    served = [one for one in choices if one.arm.chosen_by != GRADER]
+    return _best(served or choices)
+
+
+def _versus(measured: Sequence[_Measured], rival: _Measured | None) -> list[Versus]:
+    """Hold every trained arm against the best prompt, best-of-k at equal cost, and best of four."""
+    prompt = _best(one for one in measured if not one.arm.trained and one.arm.k == 1)
+    pairs: list[tuple[_Measured, _Measured]] = []
+    for one in measured:
+        if one.arm.trained and one.arm.k == 1 and prompt:
+            pairs.append((one, prompt))
+            if rival:
+                ks = {_equal_cost_k(one, rival), min(RELIABLE, rival.most)} - {1}
+                pairs += [(one, rival.at(k)) for k in sorted(ks)]
+    differences = [paired_difference(second.values, first.values) for first, second in pairs]
+    adjusted = holm([difference.p_value for difference in differences])
+    return [
+        Versus(
+            trained=first.arm.name,
+            control=second.arm.name,
+            k=second.arm.k,
+            pass_at_1=second.rate.value,
+            times_the_cost=second.cost_per_task / first.cost_per_task
+            if first.cost_per_task
+            else math.inf,
+            difference=difference,
+            adjusted_p=p,
+        )
+        for (first, second), difference, p in zip(pairs, differences, adjusted, strict=True)
+    ]
+
+
+def _equal_cost_k(trained: _Measured, rival: _Measured) -> int:
+    """Return the largest measured k whose cost per task is at most the trained arm's; 1 at least."""
+    affordable = (
+        k for k in range(rival.most, 1, -1) if rival.at(k).cost_per_task <= trained.cost_per_task
+    )
+    return next(affordable, 1)
+
+
+def _answer(
+    reference: _Measured,
+    best: _Measured | None,
+    rival: _Measured | None,
+    versus: Sequence[Versus],
+) -> str:
+    """Say in one sentence what the numbers allow to say."""
+    tasks = len(reference.graded)
+    if best is None:
+        solves = f"{reference.arm.name} solves {reference.rate.value:.1%} of {tasks} holdout tasks"
+        more = f", and {rival.arm.name} {rival.rate.value:.1%}" if rival else ""
+        return f"No weights were changed: {solves}{more}."
+    if not versus:
+        return (
+            f"Cannot tell whether weights paid: {best.arm.name} solves {best.rate.value:.1%}, and "
+            "nothing without changed weights was measured beside it."
+        )
+    prompt, *choices = versus
+    lead = {
+        "better": "Weights beat the best prompt",
+        "worse": "Weights lost to the best prompt",
+        "cannot tell": "Cannot tell whether weights beat the best prompt",
+    }[prompt.verdict]
+    solves = f"{best.arm.name} solves {best.rate.value:.1%} of {tasks} holdout tasks"
+    told = [f"{lead}: {solves}, {prompt.control} {prompt.pass_at_1:.1%}, {_points(prompt)}"]
+    if rival is None:
+        told.append("best-of-k was not measured")
+    else:
+        equal = _equal_cost_k(best, rival)
+        if equal == 1:
+            told.append("at equal cost best-of-k buys no second rollout")
+        told += [_against(one, equal) for one in choices]
+    return "; ".join(told) + "."
+
+
+def _against(one: Versus, equal: int) -> str:
+    said = {
+        "better": "they beat",
+        "worse": "they lost to",
+        "cannot tell": "it cannot be told whether they beat",
+    }[one.verdict]
+    place = "at equal cost" if one.k == equal else f"at {one.times_the_cost:.1f} times the cost"
+    return f"{place} {said} {one.control} ({one.pass_at_1:.1%}), {_points(one)}"
+
+
+def _points(one: Versus) -> str:
+    found = one.difference
+    return (
+        f"{100 * found.value:+.1f} points (95% interval {100 * found.low:+.1f} to "
+        f"{100 * found.high:+.1f}, p {one.adjusted_p:.3f})"
+    )
+
+
+def _notes(
+    measured: Sequence[_Measured], best: _Measured | None, rival: _Measured | None
+) -> Iterable[str]:
+    if rival is None:
+        yield NOT_MEASURED
+    elif rival.arm.chosen_by == GRADER:
+        yield (
+            "Best-of-k by the grader is an upper bound: to serve it, the grader must be there when "
+            "the task is, reference included."
+        )
+    if best and rival and _equal_cost_k(best, rival) == rival.most:
+        yield (
+            f"{best.arm.name} costs as much per task as best of {rival.most} or more, and there are "
+            "no more rollouts to choose from; equal cost may buy a larger k."
+        )
+    for one in measured:
+        faults, short = len(one.arm.records) - sum(map(len, one.graded.values())), 0
+        if one.arm.k > 1:
+            short = sum(len(graded) < one.arm.k for graded in one.graded.values())
+        if faults and one.arm.k == 1:
+            yield f"{one.arm.name}: {faults} rollouts were dropped for infrastructure faults."
+        if short:
+            yield f"{one.arm.name}: {short} tasks have fewer rollouts; theirs are all chosen from."
+
+
+def _mean(parts: Iterable[Spending]) -> Spending:
+    first, *rest = parts
+    return sum(rest, first).times(1 / (1 + len(rest)))
