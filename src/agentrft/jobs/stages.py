@@ -8,23 +8,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from agentrft.core.policy import Checkpoint
-from agentrft.core.run import Event, Method, RolloutRecord, StepMetrics
+from agentrft.core.errors import UserError
+from agentrft.core.run import TRAINING, Event, Method, RolloutRecord, StepMetrics
 from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Demonstration, Task
 from agentrft.jobs.audit import gate, project_subject
 from agentrft.jobs.checkpoints import delivered
 from agentrft.jobs.context import Job
+from agentrft.jobs.distillation import distillation
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
+from agentrft.jobs.own_rollouts import note_spending
 from agentrft.jobs.project import Project
 from agentrft.jobs.reinforcement import reinforce, serving
+from agentrft.jobs.rejection import rejection
 from agentrft.jobs.serving import ServedModel, first_step, served_model
-from agentrft.jobs.supervised import demonstration_samples, imitate
+from agentrft.jobs.supervised import demonstration_samples, held_out_samples, imitate
 from agentrft.jobs.validation import task_sets
 from agentrft.measure.monitors import alarms_of
 from agentrft.measure.report import StageResult
 
 BASE, SPEC, WARM, TUNED = "base", "spec", "warm start", "reinforcement"
-STAGES = (BASE, SPEC, WARM, TUNED)
+MEASURED = " measured"
+"""Ends the name of the run that measures a stage."""
 
 
 def under(model: ServedModel, spec: AgentSpec) -> ServedModel:
@@ -40,9 +45,17 @@ async def train(
     Before reinforcement the grader is audited, as before an improvement.
     """
     with served_model(project, job.home, trained=True) as model:
-        if job.run.method is Method.SUPERVISED:
-            return await warm_start(job, model, start)
-        return await reinforcement(job, model, start, allow_findings=allow_findings)
+        match job.run.method:
+            case Method.SUPERVISED:
+                return await warm_start(job, model, start)
+            case Method.REJECTION:
+                return await rejection(job, model, start)
+            case Method.DISTILLATION:
+                return await distillation(job, model, start)
+            case Method.REINFORCEMENT:
+                return await reinforcement(job, model, start, allow_findings=allow_findings)
+            case other:
+                raise UserError(f"{other} is no method that trains from the command line")
 
 
 async def measured(
@@ -57,7 +70,7 @@ async def measured(
 
     `known` are rollouts of the same policy, tasks and seeds that another run already made.
     """
-    child = job.child(f"{stage} measured", Method.EVALUATION)
+    child = job.child(stage + MEASURED, Method.EVALUATION)
     measurement = Measurement(stage=stage, split="holdout", seed=job.run.seed)
     if not stored_records(child, measurement):
         child.append([replace(record, stage=stage, step=0) for record in known])
@@ -69,7 +82,7 @@ async def measured(
 def with_training(job: Job, stage: str, records: Sequence[RolloutRecord]) -> StageResult:
     """Return a stage's measurement together with what its training recorded, if it was trained."""
     run = job.home.store.find_run(job.child_id(stage))
-    if run is None or run.method not in (Method.SUPERVISED, Method.REINFORCEMENT):
+    if run is None or run.method not in TRAINING:
         return StageResult(name=stage, records=records)
     training = replace(job, run=run)
     return StageResult(
@@ -118,15 +131,19 @@ async def warm_start(
     if job.is_done:
         return job.checkpoint()
     async with job.running():
+        note_spending(job, ())
+        project, renderer = model.project, model.renderer
+        samples = demonstration_samples(job, project, renderer, demonstrations)
+        held_out = held_out_samples(job, project, renderer, config, len(samples))
         trainer = model.resumed_trainer(job, config.trainer, "cross_entropy", start)
-        samples = demonstration_samples(model.project, model.renderer, demonstrations)
         return await imitate(
             job,
             trainer,
             samples,
             config,
             first_step=first_step(trainer),
-            spec_hash=model.project.spec.hash,
+            held_out=held_out,
+            spec_hash=project.spec.hash,
         )
 
 
