@@ -88,7 +88,10 @@ def improve(
 @app.command()
 def train(
     project: ProjectArgument,
-    method: Annotated[str, typer.Argument(help="supervised or reinforcement.")],
+    method: Annotated[
+        str,
+        typer.Argument(help="supervised, rejection, distillation, preference or reinforcement."),
+    ],
     start: Annotated[
         Path | None, typer.Option(help="Checkpoint folder whose weights to begin from.")
     ] = None,
@@ -103,12 +106,13 @@ def train(
 ) -> None:
     """Train with one method and write checkpoints."""
     from agentrft.core.errors import ConfigError
-    from agentrft.core.run import Method
+    from agentrft.core.run import TRAINING, Method
     from agentrft.jobs.serving import require_weights
     from agentrft.jobs.stages import train as run_training
 
-    if method not in (Method.SUPERVISED, Method.REINFORCEMENT):
-        raise ConfigError(f"no method {method!r}; use supervised or reinforcement")
+    if method not in TRAINING:
+        known = ", ".join(one for one in Method if one in TRAINING)
+        raise ConfigError(f"no method {method!r} changes weights; use one of {known}")
     opened = opened_project(home, project, config, preset, unsafe_graders)
     require_weights(opened.project.config)
     checkpoint = run_job(
@@ -159,7 +163,7 @@ def report(
 ) -> None:
     """Print the table of an improvement or a search again and rewrite its pages."""
     from agentrft.core.run import Method
-    from agentrft.jobs.improve import report_again
+    from agentrft.jobs.improvement_report import report_again
     from agentrft.jobs.optimize import search_report_again
     from agentrft.measure.report import terminal
 

@@ -1,7 +1,6 @@
 """Measure a policy: every task of a split, through the same loop as training and serving."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,12 +41,13 @@ async def evaluate(
     """Roll out `samples_per_task` times per task, skipping what an interrupted try already stored."""
     chosen = tasks[: config.tasks] if config.tasks else tasks
     records = stored_records(job, measurement)
-    have = Counter(record.graded.trajectory.task_id for record in records)
+    # By seed: rollouts end in another order than they begin, so a count does not say which are there.
+    have = {record.graded.trajectory.seed for record in records}
     missing = [
         (task, sample)
         for sample in range(config.samples_per_task)
         for task in chosen
-        if sample >= have[task.id]
+        if have.isdisjoint(_seeds(measurement, task, sample))
     ]
     if not missing:
         return records
@@ -97,14 +97,21 @@ async def _rollout(
 ) -> GradedTrajectory:
     """Run one rollout, once more if infrastructure spoiled it."""
     graded: GradedTrajectory | None = None
-    for attempt in range(ATTEMPTS):
-        # Stages share seeds, so that paired differences compare policies and not luck.
-        seed = derive_seed(measurement.seed, "evaluation", task.id, sample, attempt)
+    for seed in _seeds(measurement, task, sample):
         graded = await run_episode(setup, task, seed=seed, temperature=config.temperature)
         if graded.outcome is not Outcome.INFRASTRUCTURE_FAULT:
             break
     assert graded is not None
     return graded
+
+
+def _seeds(measurement: Measurement, task: Task, sample: int) -> list[int]:
+    """Return the seeds of a rollout's tries.
+
+    Stages share them, so that paired differences compare policies and not luck.
+    """
+    named = (measurement.seed, "evaluation", task.id, sample)
+    return [derive_seed(*named, attempt) for attempt in range(ATTEMPTS)]
 
 
 def stored_records(job: Job, measurement: Measurement) -> list[RolloutRecord]:

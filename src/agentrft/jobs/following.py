@@ -40,13 +40,15 @@ class Follower(Protocol):
 
 
 class ValidationLines:
-    """Follows for the command line: one event per validation."""
+    """Follows for the command line: one event per look at what is held out."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
 
     def stepped(self, result: StepResult) -> None:
-        """Write the validation score."""
+        """Write the validation score, or what was measured on held-out rows."""
+        if line := held_out_line(result.metrics):
+            self._job.event(f"step {result.step}: {line}", step=result.step)
         if result.validation is None:
             return
         score = mean_score(result.validation)
@@ -64,6 +66,17 @@ class ValidationLines:
 
     def kept(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Do nothing."""
+
+
+def held_out_line(metrics: Mapping[str, float]) -> str:
+    """Return what a step's metrics say of rows held out; empty if they were not looked at."""
+    names = ("loss", "token_accuracy", "accuracy", "margin")
+    told = [
+        f"{name.replace('_', ' ')} {metrics[f'validation_{name}']:.3f}"
+        for name in names
+        if f"validation_{name}" in metrics
+    ]
+    return f"held out: {', '.join(told)}" if told else ""
 
 
 def mean_score(records: Sequence[RolloutRecord]) -> float | None:

@@ -79,6 +79,7 @@ class JobFollower:
             step=result.step,
             total_steps=total,
             full_valid_loss=result.metrics.get("validation_loss"),
+            full_valid_mean_token_accuracy=result.metrics.get("validation_token_accuracy"),
         )
 
 

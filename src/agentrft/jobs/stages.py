@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from agentrft.core.policy import Checkpoint
 from agentrft.core.errors import UserError
+from agentrft.core.policy import Checkpoint
 from agentrft.core.run import TRAINING, Event, Method, RolloutRecord, StepMetrics
 from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Demonstration, Task
@@ -18,6 +18,7 @@ from agentrft.jobs.context import Job
 from agentrft.jobs.distillation import distillation
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
 from agentrft.jobs.own_rollouts import note_spending
+from agentrft.jobs.preference import preference
 from agentrft.jobs.project import Project
 from agentrft.jobs.reinforcement import reinforce, serving
 from agentrft.jobs.rejection import rejection
@@ -52,6 +53,8 @@ async def train(
                 return await rejection(job, model, start)
             case Method.DISTILLATION:
                 return await distillation(job, model, start)
+            case Method.PREFERENCE:
+                return await preference(job, model, start)
             case Method.REINFORCEMENT:
                 return await reinforcement(job, model, start, allow_findings=allow_findings)
             case other:

@@ -1,9 +1,14 @@
-"""Supervised fine-tuning: imitate demonstrations, token by token as the policy would sample them."""
+"""Supervised fine-tuning: imitate conversations, token by token as the policy would sample them.
+
+`learn` is the loop of every method that learns from a fixed set of rows.
+"""
 
 import asyncio
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 from agentrft.core.errors import DataError
@@ -13,13 +18,14 @@ from agentrft.core.run import StepMetrics
 from agentrft.core.sample import Sample
 from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Demonstration
-from agentrft.core.training_config import SupervisedConfig
-from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
+from agentrft.core.training_config import PreferenceConfig, SupervisedConfig
+from agentrft.jobs.checkpoints import CheckpointKeeper, Retention, ValidationScores
 from agentrft.jobs.context import Job, Stopped
-from agentrft.jobs.following import Follower, StepResult, ValidationLines
+from agentrft.jobs.following import Follower, StepResult, ValidationLines, held_out_line
 from agentrft.jobs.project import Project
 from agentrft.jobs.serving import DemonstrationRenderer
 from agentrft.rollout.harness import Harness
+from agentrft.store.datasets import read_demonstrations
 from agentrft.training.credit import imitation
 
 T = TypeVar("T")
@@ -27,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """Demonstrations that are scored every `interval` steps and never imitated."""
+    """Rows that are scored every `interval` steps and never learned from."""
 
     samples: Sequence[Sample]
     interval: int
@@ -45,74 +51,145 @@ async def imitate(
     follower: Follower | None = None,
     spec_hash: str = "",
 ) -> Checkpoint:
-    """Train on demonstrations from `first_step` on and return the last checkpoint.
+    """Train on samples, each a row of its own; see `learn`."""
+    return await learn(
+        job,
+        trainer,
+        [(sample,) for sample in samples],
+        config,
+        first_step=first_step,
+        held_out=held_out,
+        retention=retention,
+        follower=follower,
+        spec_hash=spec_hash,
+    )
 
-    `spec_hash` names the spec under which they were rendered, for the record.
+
+async def learn(
+    job: Job,
+    trainer: Trainer,
+    rows: Sequence[Sequence[Sample]],
+    config: SupervisedConfig | PreferenceConfig,
+    *,
+    first_step: int,
+    held_out: HeldOut | None = None,
+    retention: Retention | None = None,
+    follower: Follower | None = None,
+    spec_hash: str = "",
+) -> Checkpoint:
+    """Train on rows, in an order of their own each epoch, from `first_step` on; return the last state.
+
+    A row's samples are never torn apart. `spec_hash` names the spec under which they were rendered,
+    for the record. Where rows are held out, the checkpoint with their lowest loss is kept beside the
+    newest ones, and the run's result names its step.
     """
     follower = follower or ValidationLines(job)
     keeper = CheckpointKeeper(
         job,
         trainer,
-        interval=config.checkpoint_interval,
+        interval=config.checkpoint_interval or epoch_steps(len(rows), config.batch_size),
         first_step=first_step,
         last_step=config.steps,
-        retention=retention or Retention(),
+        retention=retention or Retention(best=int(held_out is not None)),
         follower=follower,
-        scores={},
+        scores={s: ValidationScores(loss=loss) for s, loss in stored_losses(job).items()},
         spec_hash=spec_hash,
     )
-    with job.progress.phase("supervised: steps", config.steps - first_step) as phase:
+    if held_out and first_step == 0:
+        before = await _look(trainer, held_out)
+        job.event(f"before step 1: {held_out_line(before)}")
+        job.note_result(held_out_before=before)
+    with job.progress.phase(f"{job.run.method}: steps", config.steps - first_step) as phase:
         async with keeper.snapshot_on(Stopped):
             for step in range(first_step + 1, config.steps + 1):
-                batch = shuffled_batch(samples, step - 1, config.batch_size, job.run.seed)
-                metrics = await asyncio.to_thread(trainer.step, batch)
+                batch = shuffled_batch(rows, step - 1, config.batch_size, job.run.seed)
+                metrics = await asyncio.to_thread(trainer.step, [s for row in batch for s in row])
                 if held_out and (step % held_out.interval == 0 or step == config.steps):
-                    loss = await asyncio.to_thread(mean_loss, trainer, held_out.samples)
-                    metrics = {**metrics, "validation_loss": loss}
+                    metrics = {**metrics, **await _look(trainer, held_out)}
                 job.append([StepMetrics(step=step, values=metrics)])
                 keeper.committed(step, step, metrics)
+                if LOSS in metrics:
+                    keeper.validated(step, ValidationScores(loss=metrics[LOSS]))
                 follower.stepped(StepResult(step=step, metrics=metrics))
                 await keeper.after_step()
                 phase.note(f"loss {metrics['loss']:.3f}")
                 phase.advance()
+    if losses := stored_losses(job):
+        job.note_result(best_step=min(losses, key=lambda step: losses[step]))
     return job.checkpoint()
 
 
-def mean_loss(trainer: Trainer, samples: Sequence[Sample]) -> float:
-    """Return the mean negative log-probability of imitated tokens, in nats."""
-    scored = trainer.score([sample.token_ids for sample in samples])
-    logprobs = [
-        logprob
-        for sample, row in zip(samples, scored, strict=True)
-        for logprob, action in zip(row, sample.action_mask[1:], strict=True)
-        if action
-    ]
-    return -sum(logprobs) / len(logprobs)
+LOSS = "validation_loss"
+"""What a step's metrics call the loss on held-out rows."""
+
+
+async def _look(trainer: Trainer, held_out: HeldOut) -> Mapping[str, float]:
+    """Measure held-out rows; the names of a step's metrics with `validation_` before them."""
+    measured = await asyncio.to_thread(trainer.measure, held_out.samples)
+    return {f"validation_{name}": value for name, value in measured.items()}
+
+
+def stored_losses(job: Job) -> dict[int, float]:
+    """Return the loss on held-out rows by step, where it was measured."""
+    stored = job.read_all(StepMetrics)
+    return {step.step: step.values[LOSS] for step in stored if LOSS in step.values}
+
+
+def epoch_steps(rows: int, batch_size: int) -> int:
+    """Return the steps that an epoch takes, the last one begun counted whole."""
+    return max(1, math.ceil(rows / batch_size))
 
 
 def demonstration_samples(
+    job: Job,
     project: Project,
     renderer: DemonstrationRenderer,
     demonstrations: Sequence[Demonstration] | None = None,
 ) -> list[Sample]:
     """Render conversations exactly as a rollout would have produced them; None takes the project's.
 
-    Raises DataError for one that does not fit into the context.
+    What is longer than the context is cut at the end, with a warning. Raises DataError if there is
+    nothing to imitate.
     """
     given = project.demonstrations() if demonstrations is None else demonstrations
-    samples = rendered(given, project, renderer)
-    limit = project.spec.limits.max_context_tokens
-    for sample in samples:
-        if len(sample.token_ids) > limit:
-            raise DataError(
-                f"demonstration {sample.trajectory_id!r} has {len(sample.token_ids)} tokens, the "
-                f"limit max_context_tokens is {limit}; shorten it or raise the limit"
-            )
-    if not samples:
+    if not given:
         raise DataError(
             f"{project.folder}: no demonstrations; set data.demonstrations in agent.toml to a file"
         )
+    samples = fitting(job, rendered(given, project, renderer), project, rows=len(given))
+    if not samples:
+        raise DataError(
+            f"{project.folder}: no demonstration has anything to imitate; give assistant messages a "
+            "weight of 1, or raise limits.max_context_tokens"
+        )
     return samples
+
+
+def held_out_samples(
+    job: Job, project: Project, renderer: DemonstrationRenderer, config: SupervisedConfig, rows: int
+) -> HeldOut | None:
+    """Return the project's held-out demonstrations; None without any. `rows` make an epoch."""
+    name = project.config.data.held_out_demonstrations
+    if not name:
+        return None
+    given = read_demonstrations(project.folder / name, numbered=project.numbered_rows)
+    samples = fitting(job, rendered(given, project, renderer), project, rows=len(given))
+    interval = config.validation_interval or epoch_steps(rows, config.batch_size)
+    return HeldOut(samples=samples, interval=interval) if samples else None
+
+
+def fitting(job: Job, samples: Sequence[Sample], project: Project, *, rows: int) -> list[Sample]:
+    """Cut what is longer than the context, and say of how many `rows` something is missing."""
+    limit = project.spec.limits.max_context_tokens
+    kept = [sample for whole in samples if (sample := _cut(whole, limit))]
+    long = sum(len(sample.token_ids) > limit for sample in samples)
+    if long or len(kept) < rows:
+        job.event(
+            f"{long} of {rows} conversations are longer than max_context_tokens ({limit}) and are "
+            f"cut at the end; {rows - len(kept)} have nothing to imitate and are left out",
+            level="warn",
+        )
+    return kept
 
 
 def rendered(
@@ -132,10 +209,18 @@ def rendered(
         seen = harness.demonstration(demonstration, project.offered(demonstration))
         token_ids, action_mask = renderer.demonstration(seen.messages, seen.tools)
         own = imitated(action_mask, demonstration.imitated, before=seen.shown)
-        mask = list(own)[:longest]
-        if any(mask):
-            samples.append(imitation(token_ids[:longest], mask, demonstration.id))
+        sample = _cut(imitation(token_ids, list(own), demonstration.id), longest)
+        if sample:
+            samples.append(sample)
     return samples
+
+
+def _cut(sample: Sample, longest: int | None) -> Sample | None:
+    """Return the sample without what is beyond `longest` tokens; None if nothing to imitate is left."""
+    mask = sample.action_mask[:longest]
+    if len(mask) == len(sample.action_mask) and any(mask):
+        return sample
+    return imitation(sample.token_ids[:longest], mask, sample.trajectory_id) if any(mask) else None
 
 
 def imitated(
@@ -157,7 +242,13 @@ def shuffled_batch(items: Sequence[T], step: int, size: int, seed: int) -> list[
     batch: list[T] = []
     for position in range(step * size, (step + 1) * size):
         epoch, index = divmod(position, len(items))
-        order = list(range(len(items)))
-        random.Random(derive_seed(seed, "epoch", epoch)).shuffle(order)
-        batch.append(items[order[index]])
+        batch.append(items[epoch_order(len(items), epoch, seed)[index]])
     return batch
+
+
+@lru_cache(maxsize=4)
+def epoch_order(count: int, epoch: int, seed: int) -> tuple[int, ...]:
+    """Return the places of so many items in the order of an epoch."""
+    order = list(range(count))
+    random.Random(derive_seed(seed, "epoch", epoch)).shuffle(order)
+    return tuple(order)

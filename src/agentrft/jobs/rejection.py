@@ -1,0 +1,73 @@
+"""Rejection-sampled fine-tuning: imitate the policy's own successes (arXiv 2308.01825)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from agentrft.core.config import EvaluationConfig
+from agentrft.core.policy import Checkpoint
+from agentrft.core.run import RolloutRecord
+from agentrft.core.sample import Sample
+from agentrft.jobs.context import Job
+from agentrft.jobs.own_rollouts import chosen, own_rollouts, require_something, tell_choice
+from agentrft.jobs.serving import ServedModel, first_step
+from agentrft.jobs.supervised import held_out_samples, imitate
+from agentrft.training.credit import credited
+
+
+async def rejection(job: Job, model: ServedModel, start: Path | None) -> Checkpoint:
+    """Roll out train tasks, keep what was solved, and imitate it from the same start.
+
+    Raises UserError if nothing was solved.
+    """
+    config, project = model.project.config.methods.rejection, model.project
+    if job.is_done:
+        return job.checkpoint()
+    async with job.running():
+        records = await own_rollouts(
+            job,
+            model,
+            start,
+            EvaluationConfig(
+                samples_per_task=config.samples,
+                temperature=config.temperature,
+                tasks=config.tasks,
+            ),
+        )
+        found = chosen(
+            records,
+            pass_threshold=project.config.pass_threshold,
+            most_per_task=config.most_per_task,
+        )
+        require_something(job, found)
+        tell_choice(job, found)
+        samples = sampled_tokens(found.records)
+        held_out = held_out_samples(
+            job, project, model.renderer, config.supervised, rows=len(samples)
+        )
+        trainer = model.resumed_trainer(job, config.supervised.trainer, "cross_entropy", start)
+        return await imitate(
+            job,
+            trainer,
+            samples,
+            config.supervised,
+            first_step=first_step(trainer),
+            held_out=held_out,
+            spec_hash=project.spec.hash,
+        )
+
+
+def sampled_tokens(records: Sequence[RolloutRecord]) -> list[Sample]:
+    """Return rollouts as samples to imitate: the very tokens that were sampled, all weighing one.
+
+    Temperature, top-p and grammar of the rollouts do not matter, since no ratio to them is formed:
+    a grammar's tokens teach the model to write without it what it was made to write.
+    """
+    return [
+        sample
+        for record in records
+        for sample in credited(
+            record.graded.trajectory,
+            (1.0,) * len(record.graded.trajectory.turns),
+            temperature=1.0,
+        )
+    ]
