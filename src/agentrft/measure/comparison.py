@@ -113,13 +113,8 @@ class Versus:
     """Trained minus control."""
     adjusted_p: float
     """Holm's, over what every trained arm was held against."""
-
-    @property
-    def verdict(self) -> Verdict:
-        """What interval and p allow to say."""
-        if self.adjusted_p > LEVEL or self.difference.low <= 0 <= self.difference.high:
-            return "cannot tell"
-        return "better" if self.difference.value > 0 else "worse"
+    verdict: Verdict
+    """What interval and p allow to say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +122,7 @@ class Comparison:
     """The table, and what follows from it."""
 
     rows: tuple[Row, ...]
-    """Those without changed weights first, each kind by name."""
+    """Those without changed weights first, each kind by what came before the first task."""
     reference: str
     """Whom the differences are to."""
     rival: str
@@ -156,8 +151,10 @@ def compare(
     check_comparable(arms)
     price_list = prices or PriceList()
     clock = machine_seconds(arms)
-    ordered = sorted(arms, key=lambda arm: (arm.trained, arm.name))
-    measured = [_Measured(arm, pass_threshold, price_list, clock) for arm in ordered]
+    measured = sorted(
+        (_Measured(arm, pass_threshold, price_list, clock) for arm in arms),
+        key=lambda one: (one.arm.trained, one.cost_training, one.arm.k, one.arm.name),
+    )
     base = _reference(measured, reference)
     rival = _rival(measured)
     others = [one for one in measured if one is not base]
@@ -369,9 +366,16 @@ def _versus(measured: Sequence[_Measured], rival: _Measured | None) -> list[Vers
             else math.inf,
             difference=difference,
             adjusted_p=p,
+            verdict=_verdict(difference, p),
         )
         for (first, second), difference, p in zip(pairs, differences, adjusted, strict=True)
     ]
+
+
+def _verdict(difference: PairedDifference, adjusted_p: float) -> Verdict:
+    if adjusted_p > LEVEL or difference.low <= 0 <= difference.high:
+        return "cannot tell"
+    return "better" if difference.value > 0 else "worse"
 
 
 def _equal_cost_k(trained: _Measured, rival: _Measured) -> int:

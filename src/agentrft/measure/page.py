@@ -12,6 +12,7 @@ from importlib.resources import files
 from agentrft.core.grade import GradedTrajectory
 from agentrft.measure.advice_section import advice_section
 from agentrft.measure.alarm_section import alarm_section
+from agentrft.measure.comparison_section import Payoff, payoff_section
 from agentrft.measure.figures import Figure, color, figures
 from agentrft.measure.search_section import search_section
 from agentrft.measure.statistics import Estimate, PairedDifference
@@ -34,7 +35,7 @@ _POLICY = (
 )
 
 
-def page(given: ReportInput, summary: Summary) -> str:
+def page(given: ReportInput, summary: Summary, paid: Payoff | None) -> str:
     """Return the whole document."""
     charts = figures(summary)
     body = "\n".join(
@@ -42,6 +43,7 @@ def page(given: ReportInput, summary: Summary) -> str:
             _header(given),
             *(f'<p class="warning">{escape(text)}</p>' for text in summary.warnings),
             _cards(given, summary) if given.stages else "",
+            payoff_section(paid),
             _comparisons(summary.comparisons),
             search_section(given),
             advice_section(given),

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrft.measure.advice_section import advice_lines
+from agentrft.measure.comparison_section import Payoff, comparison_tables, payoff
 from agentrft.measure.page import page
 from agentrft.measure.search_section import figures_table, search_tables
 from agentrft.measure.summary import (
@@ -46,6 +47,8 @@ class Report:
 
     given: ReportInput
     summary: Summary
+    payoff: Payoff | None = None
+    """Whether the weights paid; None where none were changed and nobody asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,7 @@ class ReportFiles:
 def build_report(given: ReportInput) -> Report:
     """Measure every stage and compare each with the one before."""
     shown = replace(given, config=cast(dict[str, Any], _without_secrets(given.config)))
-    return Report(given=shown, summary=summarize(given))
+    return Report(given=shown, summary=summarize(given), payoff=payoff(given))
 
 
 def write_report(report: Report, folder: Path) -> ReportFiles:
@@ -69,7 +72,7 @@ def write_report(report: Report, folder: Path) -> ReportFiles:
     text = json.dumps(as_json(report), indent=2, allow_nan=False)
     files.json.write_text(text + "\n", encoding="utf-8")
     # Half a surrogate pair, which JSON from a tool can contain, has no UTF-8 form.
-    html = page(report.given, report.summary).encode("utf-8", errors="replace")
+    html = page(report.given, report.summary, report.payoff).encode("utf-8", errors="replace")
     files.html.write_bytes(html)
     return files
 
@@ -92,6 +95,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "search": asdict(given.search) if given.search else None,
         "advice": [asdict(advice) for advice in given.advice],
         "retests": [asdict(retest) for retest in given.retests],
+        "did_weights_pay": asdict(report.payoff) if report.payoff else None,
         **asdict(report.summary),
     }
     return cast(dict[str, Any], _finite(document))
@@ -102,6 +106,8 @@ def terminal(report: Report) -> RenderableType:
     parts: list[RenderableType] = [_stages_table(report)] if report.given.stages else []
     if report.summary.comparisons:
         parts.append(_comparisons_table(report.summary.comparisons))
+    if report.payoff:
+        parts += comparison_tables(report.payoff.answer, report.payoff.comparison)
     if report.given.search:
         parts += search_tables(report.given.search)
     parts += advice_lines(report.given)

@@ -1,0 +1,256 @@
+"""Did the weights pay? The table of a comparison for a report, a terminal and a page of its own.
+
+Everything from a project is escaped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from agentrft.core.config import PriceList
+from agentrft.core.errors import UserError
+from agentrft.core.run import RolloutRecord
+from agentrft.measure.arms import rollout_key
+from agentrft.measure.comparison import Arm, Comparison, Row, Spending, best_of, compare, spent
+from agentrft.measure.search_section import cell, figures_table, plain
+from agentrft.measure.summary import ReportInput, StageResult, by_task
+
+TITLE = "Did the weights pay?"
+_COLUMNS = ("", "pass@1", "to reference", "pass^4", "s/task", "tools", "tokens/task")
+_LATER = ("made with", "break-even")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payoff:
+    """What a report says of changed weights."""
+
+    answer: str
+    comparison: Comparison | None
+    """None where stages cannot be compared, which the answer then says."""
+
+
+def payoff(given: ReportInput) -> Payoff | None:
+    """Hold trained stages against the best prompt and best-of-k; None where nobody asked."""
+    if not given.advice and given.control is None and not any(s.metrics for s in given.stages):
+        return None
+    arms = _arms(given)
+    if not arms:
+        return None
+    try:
+        comparison = compare(
+            arms,
+            pass_threshold=given.pass_threshold,
+            prices=PriceList(**given.config.get("prices", {})),
+        )
+    except UserError as error:
+        return Payoff(answer=f"Cannot tell whether weights paid: {error}.", comparison=None)
+    return Payoff(answer=comparison.answer, comparison=comparison)
+
+
+def _arms(given: ReportInput) -> list[Arm]:
+    """Return the stages, each with everything taken up to it, and the choices of the control."""
+    arms: list[Arm] = []
+    taken, trained = Spending(), False
+    for stage in given.stages:
+        holdout = [record for record in stage.records if record.split == given.split]
+        trained = trained or bool(stage.metrics)
+        taken += _taken(given, stage, first=not arms)
+        if by_task(holdout):
+            arms.append(Arm(name=stage.name, records=holdout, training=taken, trained=trained))
+    if given.control is None or not by_task(given.control.records):
+        return arms
+    return _with_control(arms, given.control.records)
+
+
+def _with_control(arms: list[Arm], drawn: Sequence[RolloutRecord]) -> list[Arm]:
+    """Add what the best spec's rollouts came to, and the best of them."""
+    spec = drawn[0].graded.trajectory.spec_hash
+    policy = next(
+        (
+            arm
+            for arm in reversed(arms)
+            if not arm.trained and arm.records[0].graded.trajectory.spec_hash == spec
+        ),
+        Arm(name="best spec", records=()),
+    )
+    most = max(map(len, by_task(drawn).values()))
+    kept = {rollout_key(record.graded.trajectory) for record in drawn}
+    if {rollout_key(record.graded.trajectory) for record in policy.records} <= kept:
+        # The stage's own rollouts are among them: more of the same policy.
+        arms = [arm for arm in arms if arm is not policy]
+        widened = replace(policy, records=drawn)
+    else:
+        widened = replace(policy, name=f"{policy.name}, {most} rollouts each", records=drawn)
+    choice = [best_of(replace(widened, name=policy.name), most)] if most > 1 else []
+    return [*arms, widened, *choice]
+
+
+def _taken(given: ReportInput, stage: StageResult, *, first: bool) -> Spending:
+    """Return what a stage itself took before it was measured: its training, or the search."""
+    if stage.metrics:
+        before = spent(
+            (record for record in stage.records if record.split != given.split),
+            seconds=given.phase_s.get(stage.name, 0.0),
+        )
+        return replace(before, trained_tokens=trained_tokens(stage))
+    if first or given.search is None:
+        return Spending()
+    used = given.search.spent
+    return Spending(
+        rollouts=used.get("rollouts", 0),
+        prompt_tokens=used.get("observed_tokens", 0),
+        sampled_tokens=used.get("sampled_tokens", 0),
+        tool_calls=used.get("tool_calls", 0),
+        seconds=used.get("seconds", 0.0),
+    )
+
+
+def trained_tokens(stage: StageResult) -> float:
+    """Return how many tokens passed through the trainer."""
+    return sum(step.values.get("computed_tokens", 0.0) for step in stage.metrics)
+
+
+def payoff_section(found: Payoff | None) -> str:
+    """Return the section of a report; nothing where nobody asked."""
+    if found is None:
+        return ""
+    told = f'<h2>{TITLE}</h2><p class="outcome">{escape(found.answer)}</p>'
+    return told + (comparison_table(found.comparison) if found.comparison else "")
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """Return notes, how to read them, and the table as HTML."""
+    notes = "".join(f'<p class="warning">{escape(note)}</p>' for note in comparison.notes)
+    priced = comparison.unit == "money"
+    money = "<th>money/task</th>" if priced else ""
+    heads = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+    rows = "".join(_html_row(row, priced=priced) for row in comparison.rows)
+    later = "".join(f"<th>{name}</th>" for name in _LATER)
+    return (
+        f'{notes}<p class="soft">{escape(_reading(comparison))}</p>'
+        f'<div class="panel wide"><table class="words"><tr>{heads}{money}{later}</tr>{rows}'
+        "</table></div>"
+    )
+
+
+def comparison_tables(answer: str, comparison: Comparison | None) -> list[RenderableType]:
+    """Return the same for a terminal."""
+    parts: list[RenderableType] = [Text(answer, style="bold")]
+    if comparison is None:
+        return parts
+    table = figures_table(
+        TITLE,
+        ("", "pass@1", "95%", "to ref. (pp)", "95%", "p", "pass^4", "tokens", "cost", "even"),
+    )
+    for row in comparison.rows:
+        low, high = 100 * row.pass_at_1.low, 100 * row.pass_at_1.high
+        table.add_row(
+            Text(row.name),
+            f"{row.pass_at_1.value:.1%}",
+            f"{low:.1f}-{high:.1f}",
+            *plain(row.difference),
+            _p(row.adjusted_p),
+            _rate(row.pass_hat_4),
+            f"{row.per_task.prompt_tokens + row.per_task.sampled_tokens:.0f}",
+            f"{row.cost_per_task:.4g}",
+            _break_even(row),
+        )
+    return [*parts, table, *(Text(f"! {note}", style="yellow") for note in comparison.notes)]
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return the answer and the table, to paste."""
+    priced = comparison.unit == "money"
+    names = ["policy", *_COLUMNS[1:], *(["money/task"] if priced else []), *_LATER]
+    lines = [names, ["---"] * len(names)]
+    for row in comparison.rows:
+        difference, interval = plain(row.difference)
+        p50, p95 = row.seconds_p50, row.seconds_p95
+        low, high = 100 * row.pass_at_1.low, 100 * row.pass_at_1.high
+        lines.append(
+            [
+                row.name.replace("|", "\\|"),
+                f"{row.pass_at_1.value:.1%} ({low:.1f} to {high:.1f})",
+                f"{difference} ({' to '.join(interval.split())}, p {_p(row.adjusted_p)})"
+                if row.difference
+                else "reference",
+                _rate(row.pass_hat_4),
+                f"{p50:.2f} / {p95:.2f}",
+                f"{row.per_task.tool_calls:.2f}",
+                f"{row.per_task.prompt_tokens:.0f} + {row.per_task.sampled_tokens:.0f}",
+                *([f"{row.money_per_task:.4g}"] if priced else []),
+                _made_with(row, priced=priced),
+                _break_even(row),
+            ]
+        )
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "".join(f"\n\n{note}" for note in comparison.notes)
+    return f"{comparison.answer}\n\n{table}\n\n{_reading(comparison)}{notes}\n"
+
+
+def _html_row(row: Row, *, priced: bool) -> str:
+    low, high = 100 * row.pass_at_1.low, 100 * row.pass_at_1.high
+    p = f"<small>p {_p(row.adjusted_p)}</small></td>" if row.difference else ""
+    difference = cell(row.difference).removesuffix("</td>") + p if p else "<td>reference</td>"
+    money = f"<td>{row.money_per_task:.4g}</td>" if priced else ""
+    dropped = f", {row.dropped} dropped" if row.dropped else ""
+    return (
+        f"<tr><td>{escape(row.name)}<small>{row.rollouts} rollouts of {row.tasks} tasks{dropped}"
+        f"</small></td><td>{row.pass_at_1.value:.1%}<small>{low:.1f} to {high:.1f}%</small></td>"
+        f"{difference}<td>{_rate(row.pass_hat_4)}</td>"
+        f"<td>{row.seconds_p50:.2f}<small>95%: {row.seconds_p95:.2f}</small></td>"
+        f"<td>{row.per_task.tool_calls:.2f}</td>"
+        f"<td>{row.per_task.prompt_tokens + row.per_task.sampled_tokens:.0f}"
+        f"<small>{row.per_task.prompt_tokens:.0f} read, {row.per_task.sampled_tokens:.0f} written"
+        f"</small></td>{money}<td>{escape(_made_with(row, priced=priced))}</td>"
+        f"<td>{_break_even(row)}</td></tr>"
+    )
+
+
+def _made_with(row: Row, *, priced: bool) -> str:
+    took = row.training
+    if took == Spending():
+        return "-"
+    tokens = took.prompt_tokens + took.sampled_tokens + took.trained_tokens
+    parts = [
+        f"{took.rollouts:.0f} rollouts",
+        f"{tokens / 1e6:.2f}M tokens",
+        f"{took.seconds:.0f} s",
+    ]
+    return ", ".join([*parts, f"money {row.money_training:.4g}"] if priced else parts)
+
+
+def _break_even(row: Row) -> str:
+    if not row.trained or row.k > 1:
+        return ""
+    return "never" if row.break_even is None else f"{row.break_even:,} tasks"
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "<.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _reading(comparison: Comparison) -> str:
+    """Say what the columns mean."""
+    unit = (
+        "money at the project's prices"
+        if comparison.unit == "money"
+        else "tokens through the model, since nothing has a price"
+    )
+    even = (
+        f" Break-even: tasks served from which a solved one costs less than by {comparison.rival}."
+        if comparison.rival
+        else ""
+    )
+    return (
+        f"Differences are to {comparison.reference}, with 95% intervals over tasks and "
+        "Holm-corrected p. A choice among k rollouts costs k times, its verifier besides; a tie "
+        f"takes the first rollout. Costs are {unit}.{even}"
+    )
