@@ -155,6 +155,18 @@ def conversations(count: int) -> list[dict[str, Any]]:
     ]
 
 
+def pairs(count: int) -> list[dict[str, Any]]:
+    """Rows for preference training: yes over no."""
+    return [
+        {
+            "input": {"messages": [{"role": "user", "content": f"question {n}"}]},
+            "preferred_output": [{"role": "assistant", "content": "yes"}],
+            "non_preferred_output": [{"role": "assistant", "content": "no"}],
+        }
+        for n in range(count)
+    ]
+
+
 REINFORCEMENT = ReinforcementMethod(
     grader=GRADER, batch_size=2, n_epochs=2, eval_interval=2, eval_samples=2
 )

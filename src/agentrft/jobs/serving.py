@@ -119,9 +119,10 @@ class OpenWeights:
         )
 
     def _canaries(self) -> Sequence[tuple[int, ...]]:
-        """Whole demonstrations, which the policy finds likely, or prompts if there are none."""
+        """Whole conversations, which the policy finds likely, or prompts if there are none."""
         project, harness = self.project, Harness(self.project.spec)
-        if rows := project.demonstrations()[:CANARIES]:
+        preferred = [pair.ways[0] for pair in project.preferences()[:CANARIES]]
+        if rows := project.demonstrations()[:CANARIES] or preferred:
             shown = [harness.demonstration(row, project.offered(row)) for row in rows]
             return [self.renderer.demonstration(one.messages, one.tools)[0] for one in shown]
         tasks = project.tasks("train")[:CANARIES]

@@ -7,7 +7,7 @@ import asyncio
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -103,7 +103,7 @@ async def learn(
         async with keeper.snapshot_on(Stopped):
             for step in range(first_step + 1, config.steps + 1):
                 batch = shuffled_batch(rows, step - 1, config.batch_size, job.run.seed)
-                metrics = await asyncio.to_thread(trainer.step, [s for row in batch for s in row])
+                metrics = await asyncio.to_thread(trainer.step, _flat(batch))
                 if held_out and (step % held_out.interval == 0 or step == config.steps):
                     metrics = {**metrics, **await _look(trainer, held_out)}
                 job.append([StepMetrics(step=step, values=metrics)])
@@ -117,6 +117,15 @@ async def learn(
     if losses := stored_losses(job):
         job.note_result(best_step=min(losses, key=lambda step: losses[step]))
     return job.checkpoint()
+
+
+def _flat(rows: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """Return the samples of a batch; a pair that comes twice, where an epoch ends, counts twice."""
+    return [
+        replace(sample, pair=f"{place}: {sample.pair}") if sample.pair else sample
+        for place, row in enumerate(rows)
+        for sample in row
+    ]
 
 
 LOSS = "validation_loss"
