@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from agentrft.core.training_config import Loss
 from agentrft.training.loss import LossTerms, cross_entropy, policy_gradient
 
 
@@ -16,16 +17,15 @@ def _policy_gradient(
     behavior_A = torch.full((len(ratios),), -2.0)
     policy_A = (behavior_A + torch.tensor(ratios).log()).requires_grad_()
     sample = sample or [0] * len(ratios)
-    settings: dict[str, Any] = dict(
-        clip_low=0.2, clip_high=0.28, sequence_log_ratio_bound=2.0, normaliser=1.0
-    )
     terms = policy_gradient(
         policy_A,
         behavior_A,
+        None,
         torch.tensor(advantages),
         torch.tensor(sample),
         samples=max(sample) + 1,
-        **(settings | changes),
+        settings=Loss(**{"tokens_per_sequence": 1.0, **changes}),
+        normaliser=1.0,
     )
     terms.loss.backward()
     assert policy_A.grad is not None
@@ -33,7 +33,7 @@ def _policy_gradient(
 
 
 def test_on_policy_the_gradient_is_minus_the_advantage_over_the_normaliser() -> None:
-    terms, gradient = _policy_gradient([1.0, 1.0], [0.5, -0.25], normaliser=8.0)
+    terms, gradient = _policy_gradient([1.0, 1.0], [0.5, -0.25], tokens_per_sequence=8.0)
     assert terms.loss.item() == pytest.approx(-0.25 / 8)
     assert gradient == pytest.approx([-0.5 / 8, 0.25 / 8])
 
@@ -76,12 +76,11 @@ def test_a_hopeless_sample_leaves_no_infinity_behind() -> None:
     terms = policy_gradient(
         policy_A,
         behavior_A,
+        None,
         torch.tensor([-1.0, 1.0]),
         torch.tensor([0, 1]),
         samples=2,
-        clip_low=0.2,
-        clip_high=0.28,
-        sequence_log_ratio_bound=2.0,
+        settings=Loss(tokens_per_sequence=1.0),
         normaliser=1.0,
     )
     terms.loss.backward()

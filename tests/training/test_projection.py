@@ -29,12 +29,15 @@ def test_logprobs_entropy_and_gradients_are_those_of_a_plain_softmax(
     plain_A = plain_AV.gather(1, target_A[:, None])[:, 0]
     expected = torch.autograd.grad((plain_A * credit_A).sum(), inputs)
 
-    logprobs_A, entropy_A = action_logprobs(hidden_AE, weight_VE, bias_V, target_A, temperatures_A)
+    logprobs_A, entropy_A, likeliest_A = action_logprobs(
+        hidden_AE, weight_VE, bias_V, target_A, temperatures_A
+    )
     gradients = torch.autograd.grad((logprobs_A * credit_A).sum(), inputs)
     torch.testing.assert_close(logprobs_A, plain_A, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
         entropy_A, -(plain_AV.exp() * plain_AV).sum(-1), atol=1e-5, rtol=1e-5
     )
+    assert torch.equal(likeliest_A, plain_AV.argmax(-1) == target_A)
     assert not entropy_A.requires_grad
     for gradient, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-5)

@@ -2,20 +2,37 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from agentrft.core.errors import StoreError
+from agentrft.core.errors import ModelError, StoreError
 from agentrft.core.training_config import Adapter
 
 STATE = "trainer_state.safetensors"
 WEIGHT_FILES = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 """What stands beside the weights of a model folder: config, tokenizer, chat template."""
+
+
+def each_tensor(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Read the tensors of a model folder one by one as they are stored. Raises ModelError."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise ModelError(f"model {folder.name!r}: {folder} has no model.safetensors; convert it")
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():
+                    yield name, opened.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"model file {file} cannot be read: {error}; fetch it again"
+            ) from error
 
 
 def write_weights(
@@ -70,10 +87,13 @@ def read_weights(folder: Path, masters: Mapping[str, nn.Parameter]) -> None:
 
 
 def write_state(
-    folder: Path, optimizer: torch.optim.Optimizer, masters: Mapping[str, nn.Parameter]
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    masters: Mapping[str, nn.Parameter],
+    reference: Mapping[str, Tensor],
 ) -> None:
-    """Write optimizer moments by parameter name, and the state of torch's generators."""
-    tensors = {"rng.cpu": torch.get_rng_state()}
+    """Write optimizer moments by parameter name, torch's generators, and the reference's state."""
+    tensors = {"rng.cpu": torch.get_rng_state(), **reference}
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     for name, master in masters.items():
@@ -84,8 +104,8 @@ def write_state(
 
 def read_state(
     folder: Path, optimizer: torch.optim.Optimizer, masters: Mapping[str, nn.Parameter]
-) -> None:
-    """Restore what `write_state` wrote."""
+) -> dict[str, Tensor]:
+    """Restore what `write_state` wrote; return all of it, for the reference to take its part."""
     tensors = load_file(folder / STATE)
     torch.set_rng_state(tensors["rng.cpu"])
     if torch.cuda.is_available() and "rng.cuda" in tensors:
@@ -98,3 +118,4 @@ def read_state(
         }
         if state:
             optimizer.state[master] = {key: value.to(master.device) for key, value in state.items()}
+    return tensors

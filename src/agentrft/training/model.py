@@ -35,15 +35,15 @@ class LanguageModel:
     decoder: Decoder | None
     """The fast pass over token trees; None for families that only transformers can run."""
 
-    def logprobs(self, batch: MicroBatch, sums: Gradients | None) -> tuple[Tensor, Tensor]:
-        """Return log-probability and entropy of each action token, (A,) each, float32, nats.
+    def logprobs(self, batch: MicroBatch, sums: Gradients | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return of each action token what `action_logprobs` returns, (A,) each.
 
         The backward adds to `sums` what it does not leave to autograd; None: no backward.
         """
         hidden_TE = (
             self._padded_hidden(batch) if self.decoder is None else self.decoder.hidden(batch, sums)
         )
-        logprobs_M, entropy_M = action_logprobs(
+        logprobs_M, entropy_M, likeliest_M = action_logprobs(
             hidden_TE.index_select(0, batch.predictor_M),
             self.head.weight,
             self.head.bias,
@@ -53,6 +53,7 @@ class LanguageModel:
         return (
             logprobs_M.index_select(0, batch.prediction_A),
             entropy_M.index_select(0, batch.prediction_A),
+            likeliest_M.index_select(0, batch.prediction_A),
         )
 
     def _padded_hidden(self, batch: MicroBatch) -> Tensor:
@@ -98,24 +99,6 @@ def language_model(causal: Any, trainable: Trainable, *, fast: bool = True) -> L
         head=causal.get_output_embeddings(),
         decoder=Decoder(causal, trainable) if fast and Decoder.supports(causal) else None,
     )
-
-
-def stored_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read the tensors of a model folder as they are stored. Raises ModelError."""
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise ModelError(f"model {folder.name!r}: {folder} has no model.safetensors; convert it")
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():
-                    tensors[name] = opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"model file {file} cannot be read: {error}; fetch it again"
-            ) from error
-    return tensors
 
 
 def compute_dtype(

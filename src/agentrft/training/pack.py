@@ -47,11 +47,15 @@ class MicroBatch:
     advantages_A: Tensor
     sample_A: Tensor
     """Which sample the action token belongs to, an index into `order`."""
+    pair_N: Tensor
+    """Which pair a sample belongs to; without one it is a pair of its own."""
     root_tokens: int
     order: tuple[int, ...]
     """Places of these samples in the sequence that was packed."""
     sample_tokens: int
     """Tokens of the samples before sharing."""
+    reference_logprobs_A: Tensor | None = None
+    """What the reference gives each action token, if the loss reads it."""
 
     @property
     def computed_tokens(self) -> int:
@@ -73,45 +77,58 @@ def pack(
 ) -> Iterator[MicroBatch]:
     """Yield micro-batches of at most `budget_tokens` computed tokens, neighbours sharing prefixes.
 
-    A sample longer than the budget travels alone. Without `share` every sample is a branch of its
-    own, and the budget counts the padding to the longest. With it, what would fit into fewer
-    micro-batches is split into about `parts` of equal size.
+    The samples of a pair stay together. What is longer than the budget travels alone. Without
+    `share` every sample is a branch of its own, and the budget counts the padding to the longest.
+    With it, what would fit into fewer micro-batches is split into about `parts` of equal size.
     """
     order = sorted(range(len(samples)), key=lambda place: samples[place].token_ids)
     if share and parts > 1:
         budget_tokens = min(budget_tokens, _even_share(samples, order, parts))
     chosen: list[int] = []
+    last: tuple[int, ...] = ()
     used = longest = 0
-    for place in order:
-        ids = samples[place].token_ids
-        longest = max(longest, len(ids))
+    for together in _pairs(samples, order):
+        sequences = [samples[place].token_ids for place in together]
+        longest = max(longest, *map(len, sequences))
         if share:
-            used += _new_tokens(samples[chosen[-1]].token_ids if chosen else (), ids)
+            used += _new_tokens(last, sequences)
         else:
-            used = longest * (len(chosen) + 1)
+            used = longest * (len(chosen) + len(together))
         if chosen and used > budget_tokens:
             yield _micro_batch(samples, chosen, share=share)
             chosen = []
-            used = longest = len(ids)
-        chosen.append(place)
+            longest = max(map(len, sequences))
+            used = _new_tokens((), sequences)
+        last = sequences[-1]
+        chosen += together
     if chosen:
         yield _micro_batch(samples, chosen, share=share)
+
+
+def _pairs(samples: Sequence[Sample], order: Sequence[int]) -> list[list[int]]:
+    together: dict[str | int, list[int]] = {}
+    for place in order:
+        together.setdefault(samples[place].pair or place, []).append(place)
+    return [*together.values()]
 
 
 def _even_share(samples: Sequence[Sample], order: Sequence[int], parts: int) -> int:
     """Return tokens of a micro-batch when all samples together make about `parts` equal ones."""
     sequences = [samples[place].token_ids for place in order]
-    added = [_new_tokens(before, ids) for before, ids in pairwise(sequences)]
+    added = [_new_tokens(before, [ids]) for before, ids in pairwise(sequences)]
     shared = _common(sequences[0], sequences[-1])
     own = len(sequences[0]) - shared + sum(added)
     # Half a sample of slack, so that rounding does not leave a small part over.
     return shared + math.ceil(own / parts) + max(added, default=0) // 2
 
 
-def _new_tokens(before: Sequence[int], ids: Sequence[int]) -> int:
-    """Return how many tokens a sequence adds to a tree that holds its neighbour."""
-    repeated = _common(before, ids)
-    return len(ids) - (repeated if repeated >= SMALLEST_SHARED_TOKENS else 0)
+def _new_tokens(before: Sequence[int], sequences: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens sequences add to a tree that holds their neighbour."""
+    added = 0
+    for one, other in pairwise([before, *sequences]):
+        repeated = _common(one, other)
+        added += len(other) - (repeated if repeated >= SMALLEST_SHARED_TOKENS else 0)
+    return added
 
 
 class _Tree:
@@ -149,6 +166,7 @@ class _Tree:
 
 
 def _micro_batch(samples: Sequence[Sample], order: Sequence[int], *, share: bool) -> MicroBatch:
+    order = sorted(order, key=lambda place: samples[place].token_ids)
     sequences = [samples[place].token_ids for place in order]
     tree = _Tree()
     root_tokens = 0
@@ -170,6 +188,8 @@ def _micro_batch(samples: Sequence[Sample], order: Sequence[int], *, share: bool
         for _, sample, position, predictor in actions
     ]
     predictions = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    pairs = [samples[place].pair or place for place in order]
+    pair_numbers = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
     return MicroBatch(
         token_ids_T=torch.tensor(tree.token_ids),
         position_ids_T=torch.tensor(tree.position_ids),
@@ -186,6 +206,7 @@ def _micro_batch(samples: Sequence[Sample], order: Sequence[int], *, share: bool
         ),
         advantages_A=_float(sample.advantages[position] for _, sample, position, _ in actions),
         sample_A=_long(index for index, _, _, _ in actions),
+        pair_N=_long(pair_numbers[pair] for pair in pairs),
         root_tokens=root_tokens,
         order=tuple(order),
         sample_tokens=sum(map(len, sequences)),

@@ -5,7 +5,9 @@ them, so both describe the same policy. Shapes: I inputs, O outputs, K rank, N t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,6 +16,10 @@ from torch.nn import functional as F
 
 from agentrft.core.errors import ModelError
 from agentrft.core.training_config import Adapter
+from agentrft.training.files import each_tensor
+
+_PREFIX = "base_model.model."
+"""What PEFT puts before the names of layers."""
 
 
 class Gradients:
@@ -92,6 +98,13 @@ class Trainable(Protocol):
 
     def refresh(self) -> None:
         """Let the model compute with the masters' new values."""
+        ...
+
+    def switched(self, masters: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Let the model compute with these masters meanwhile; with its own weights if there are none.
+
+        No other thread may compute with it then, and no gradient may be wanted.
+        """
         ...
 
     def merged(self) -> dict[str, Tensor]:
@@ -239,8 +252,8 @@ class LowRankAdapter:
             )
         self.masters: dict[str, nn.Parameter] = {}
         for name, layer in self.layers.items():
-            self.masters[f"base_model.model.{name}.lora_A.weight"] = layer.a_KI
-            self.masters[f"base_model.model.{name}.lora_B.weight"] = layer.b_OK
+            self.masters[f"{_PREFIX}{name}.lora_A.weight"] = layer.a_KI
+            self.masters[f"{_PREFIX}{name}.lora_B.weight"] = layer.b_OK
 
     def linear(self, name: str) -> Linear:
         """Return the adapted layer, or the frozen one."""
@@ -262,6 +275,24 @@ class LowRankAdapter:
         for layer in self.layers.values():
             layer.refresh()
 
+    @contextmanager
+    def switched(self, masters: Mapping[str, Tensor]) -> Iterator[None]:
+        """Merge other factors, or none."""
+        try:
+            for name, layer in self.layers.items():
+                factor = f"{_PREFIX}{name}"
+                weight = layer.base_OI
+                if masters:
+                    a_KI, b_OK = (
+                        masters[f"{factor}.lora_A.weight"],
+                        masters[f"{factor}.lora_B.weight"],
+                    )
+                    weight = merge(layer.base_OI, a_KI, b_OK, layer.scale)
+                layer.weight_OI.copy_(weight)
+            yield
+        finally:
+            self.refresh()
+
     def merged(self) -> dict[str, Tensor]:
         """Return copies of the merged weights, as the model computes with them."""
         return {f"{name}.weight": layer.weight_OI.clone() for name, layer in self.layers.items()}
@@ -270,10 +301,12 @@ class LowRankAdapter:
 class FullWeights:
     """Every weight trains; masters in float32 beside the compute copies."""
 
-    def __init__(self, model: nn.Module, stored: Mapping[str, Tensor]) -> None:
-        """`stored` holds weights as the model folder has them, unrounded."""
+    def __init__(self, model: nn.Module, folder: Path) -> None:
+        """`folder` has the weights unrounded."""
+        stored = dict(each_tensor(folder))
         model.requires_grad_(True)
         self._model = model
+        self._folder = folder
         self._copies = dict(model.named_parameters())
         self.masters = {
             name: nn.Parameter(
@@ -309,6 +342,19 @@ class FullWeights:
         """Round the masters into the compute copies."""
         for name, copy in self._copies.items():
             copy.copy_(self.masters[name])
+
+    @contextmanager
+    def switched(self, masters: Mapping[str, Tensor]) -> Iterator[None]:
+        """Read the model's own weights once more; others would be a second model in memory."""
+        assert not masters
+        try:
+            with torch.no_grad():
+                for name, tensor in each_tensor(self._folder):
+                    if name in self._copies:
+                        self._copies[name].copy_(tensor)
+            yield
+        finally:
+            self.refresh()
 
     def merged(self) -> dict[str, Tensor]:
         """Return copies of all weights, as the model computes with them."""

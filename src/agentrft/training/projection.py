@@ -21,15 +21,15 @@ def action_logprobs(
     bias_V: Tensor | None,
     target_A: Tensor,
     temperatures_A: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return float32 log-probability of each target and entropy of each distribution, in nats.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probability and entropy in float32 and nats, and whether no token is likelier.
 
-    Logits are divided by the temperature first. The entropy carries no gradient.
+    Logits are divided by the temperature first. Only the log-probabilities carry a gradient.
     """
-    logprobs_A, entropy_A = _ActionLogprobs.apply(
+    logprobs_A, entropy_A, likeliest_A = _ActionLogprobs.apply(
         hidden_AE, weight_VE, bias_V, target_A, temperatures_A
     )
-    return logprobs_A, entropy_A
+    return logprobs_A, entropy_A, likeliest_A
 
 
 class _ActionLogprobs(torch.autograd.Function):
@@ -45,22 +45,23 @@ class _ActionLogprobs(torch.autograd.Function):
         bias_V: Tensor | None,
         target_A: Tensor,
         temperatures_A: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         logprobs_A = torch.empty(len(target_A), device=hidden_AE.device)
         entropy_A = torch.empty_like(logprobs_A)
+        likeliest_A = torch.empty_like(logprobs_A, dtype=torch.bool)
         slope_AE = torch.empty_like(hidden_AE) if ctx.needs_input_grad[0] else None
         for first in range(0, len(target_A), CHUNK_TOKENS):
             chunk = slice(first, first + CHUNK_TOKENS)
             target_C, temperatures_C = target_A[chunk], temperatures_A[chunk]
-            probability_CV, logprobs_A[chunk], entropy_A[chunk] = _probabilities(
-                hidden_AE[chunk], weight_VE, bias_V, target_C, temperatures_C
+            probability_CV, logprobs_A[chunk], entropy_A[chunk], likeliest_A[chunk] = (
+                _probabilities(hidden_AE[chunk], weight_VE, bias_V, target_C, temperatures_C)
             )
             if slope_AE is not None:
                 slope_CE = weight_VE[target_C] - probability_CV @ weight_VE
                 slope_AE[chunk] = slope_CE / temperatures_C[:, None]
         ctx.save_for_backward(hidden_AE, weight_VE, bias_V, target_A, temperatures_A, slope_AE)
-        ctx.mark_non_differentiable(entropy_A)
-        return logprobs_A, entropy_A
+        ctx.mark_non_differentiable(entropy_A, likeliest_A)
+        return logprobs_A, entropy_A, likeliest_A
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -77,7 +78,7 @@ class _ActionLogprobs(torch.autograd.Function):
             chunk = slice(first, first + CHUNK_TOKENS)
             target_C, temperatures_C = target_A[chunk], temperatures_A[chunk]
             scale_C1 = (gradient_A[chunk] / temperatures_C)[:, None].to(weight_VE.dtype)
-            logit_gradient_CV, _, _ = _probabilities(
+            logit_gradient_CV, _, _, _ = _probabilities(
                 hidden_AE[chunk], weight_VE, bias_V, target_C, temperatures_C
             )
             logit_gradient_CV *= -scale_C1
@@ -95,17 +96,19 @@ def _probabilities(
     bias_V: Tensor | None,
     target_C: Tensor,
     temperatures_C: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return probabilities in the compute type, log-probability of the target, and entropy."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return probabilities in the compute type, and of the target what `action_logprobs` returns."""
     values_CV = F.linear(hidden_CE, weight_VE, bias_V)
     logprobs_C = torch.empty_like(temperatures_C)
     entropy_C = torch.empty_like(temperatures_C)
+    likeliest_C = torch.empty_like(temperatures_C, dtype=torch.bool)
     for first in range(0, len(values_CV), ROW_TOKENS):
         rows = slice(first, first + ROW_TOKENS)
         scaled = values_CV[rows].float() / temperatures_C[rows, None]
         logprobs = scaled.log_softmax(dim=-1)
         logprobs_C[rows] = logprobs.gather(1, target_C[rows, None])[:, 0]
+        likeliest_C[rows] = logprobs_C[rows] >= logprobs.amax(dim=-1)
         probability = torch.exp(logprobs, out=scaled)
         entropy_C[rows] = -torch.linalg.vecdot(probability, logprobs)
         values_CV[rows] = probability
-    return values_CV, logprobs_C, entropy_C
+    return values_CV, logprobs_C, entropy_C, likeliest_C

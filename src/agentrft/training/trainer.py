@@ -1,11 +1,12 @@
-"""The trainer on one machine: samples in, better weights out. Knows no algorithm beyond its loss,
-and neither jobs nor the store.
+"""The trainer on one machine: samples in, better weights out. Knows neither what its objective
+computes, nor jobs, nor the store.
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from agentrft.core.errors import ModelError, UserError
 from agentrft.core.policy import Canary, Weights
 from agentrft.core.sample import Sample
 from agentrft.core.training_config import TrainerConfig
-from agentrft.training import loss as losses
 from agentrft.training.checkpoint import (
     TrainerRecord,
     check_base,
@@ -28,7 +28,13 @@ from agentrft.training.checkpoint import (
     write_record,
 )
 from agentrft.training.credit import LossName
-from agentrft.training.files import read_state, read_weights, write_state, write_weights
+from agentrft.training.files import (
+    each_tensor,
+    read_state,
+    read_weights,
+    write_state,
+    write_weights,
+)
 from agentrft.training.lanes import run_in_lanes, torch_settings
 from agentrft.training.model import (
     available_bytes,
@@ -37,10 +43,11 @@ from agentrft.training.model import (
     count_weights,
     language_model,
     load_causal,
-    stored_tensors,
 )
+from agentrft.training.objective import objective
 from agentrft.training.pack import MicroBatch, pack
 from agentrft.training.parameters import FullWeights, Gradients, LowRankAdapter, Trainable
+from agentrft.training.reference import Reference
 
 
 class LocalTrainer:
@@ -67,6 +74,7 @@ class LocalTrainer:
         self._folder = folder
         self._config = config
         self._loss: LossName = loss
+        self._objective = objective(loss, config)
         self._canaries = [tuple(ids) for ids in canaries]
         self._seed = seed
         self._device = compute_device(config.device)
@@ -92,49 +100,47 @@ class LocalTrainer:
             weight_decay=config.optimizer.weight_decay,
             fused=True,
         )
+        reads = self._objective.reads_reference
+        self._reference = (
+            None if reads == "never" else Reference(self.trainable, keep=reads == "once")
+        )
         checkpoint = resume or start
         if checkpoint is not None:
             self._load(checkpoint, everything=resume is not None)
+        if start is not None and self._reference is not None and config.reference == "start":
+            if config.adapter.kind == "full":
+                raise UserError(
+                    f"trainer: with adapter.kind = 'full', the weights of {start} cannot serve as "
+                    "reference without a second model in memory; set reference = 'base', or "
+                    "adapter.kind = 'lora'"
+                )
+            self._reference.begin_here()
 
     def step(self, samples: Sequence[Sample]) -> Mapping[str, float]:
         """Make one optimizer step; no samples, or gradients that are not finite, change nothing."""
         if not samples:
             return {}
         began = time.perf_counter()
-        totals = self._accumulate(samples)
+        totals = self._accumulate(samples, learn=True)
         with torch_settings(threads=self._threads, deterministic=self._config.deterministic):
             gradient_norm, stepped = self._update()
-        actions = max(1.0, totals["action_tokens"])
-        metrics = {
-            "loss": totals["loss"],
-            "entropy": totals["entropy"] / actions,
+        metrics = self._metrics(totals) | {
             "gradient_norm": gradient_norm,
             "skipped_steps": 0.0 if stepped else 1.0,
-            "samples": float(len(samples)),
-            "action_tokens": totals["action_tokens"],
-            "sample_tokens": totals["sample_tokens"],
-            "computed_tokens": totals["computed_tokens"],
-            "shared_tokens": totals["sample_tokens"] - totals["computed_tokens"],
-            "micro_batches": totals["micro_batches"],
             "learning_rate": self._learning_rate(),
         }
-        if self._loss == "policy_gradient":
-            metrics |= {
-                "kl_to_sampler": totals["kl_to_sampler"] / actions,
-                "logprob_difference": totals["logprob_difference"] / actions,
-                "clip_share_low": totals["clipped_low"] / actions,
-                "clip_share_high": totals["clipped_high"] / actions,
-                "clip_share": (totals["clipped_low"] + totals["clipped_high"]) / actions,
-                "masked_sequences": totals["masked_sequences"],
-            }
         self.steps_done += stepped
         metrics["train_s"] = time.perf_counter() - began
         metrics["tokens_per_s"] = totals["sample_tokens"] / metrics["train_s"]
         return metrics
 
+    def measure(self, samples: Sequence[Sample]) -> Mapping[str, float]:
+        """Return loss and metrics of the samples as one step would, without gradients; none: {}."""
+        return self._metrics(self._accumulate(samples, learn=False)) if samples else {}
+
     def loss_and_gradients(self, samples: Sequence[Sample]) -> tuple[float, Mapping[str, Tensor]]:
         """Return what a step on these samples would use, by name as in the saved file; no step."""
-        totals = self._accumulate(samples)
+        totals = self._accumulate(samples, learn=True)
         gradients = {
             name: torch.zeros_like(master) if master.grad is None else master.grad
             for name, master in self.trainable.masters.items()
@@ -162,19 +168,8 @@ class LocalTrainer:
         if not sequences:
             return []
         samples = [_scored_sample(place, ids) for place, ids in enumerate(sequences)]
-        result: list[list[float]] = [[] for _ in sequences]
-
-        def work(batch: MicroBatch, _: Gradients) -> list[tuple[int, float]]:
-            with torch.no_grad():  # this holds for one thread only
-                logprobs_A, _entropy_A = self.model.logprobs(batch, None)
-            places = [batch.order[index] for index in batch.sample_A.tolist()]
-            return list(zip(places, logprobs_A.tolist(), strict=True))
-
         with self._settings():
-            for values in run_in_lanes(self._pack(samples), work, lanes=self._lanes):
-                for place, value in values:
-                    result[place].append(value)
-        return result
+            return [logprobs.tolist() for logprobs in self._action_logprobs(samples)]
 
     def save(self, folder: Path, cursor: Mapping[str, int]) -> None:
         """Write a complete checkpoint atomically: weights, optimizer, RNG, cursor, config.
@@ -199,7 +194,8 @@ class LocalTrainer:
         def fill(partial: Path) -> None:
             write_canaries(partial, canaries)
             write_weights(partial, self._folder, self.trainable.masters, self._config.adapter)
-            write_state(partial, self._optimizer, self.trainable.masters)
+            reference = self._reference.state() if self._reference else {}
+            write_state(partial, self._optimizer, self.trainable.masters, reference)
             write_record(partial, record)
 
         write_checkpoint(folder, fill)
@@ -208,10 +204,10 @@ class LocalTrainer:
         adapter = self._config.adapter
         match adapter.kind:
             case "lora":
-                stored = stored_tensors(self._folder)
+                stored = dict(each_tensor(self._folder))
                 return LowRankAdapter(causal, adapter, stored, self._seed)
             case "full":
-                return FullWeights(causal, stored_tensors(self._folder))
+                return FullWeights(causal, self._folder)
 
     def _load(self, checkpoint: Path, *, everything: bool) -> None:
         verify_checkpoint(checkpoint)
@@ -225,7 +221,9 @@ class LocalTrainer:
         read_weights(checkpoint, self.trainable.masters)
         self.trainable.refresh()
         if everything:
-            read_state(checkpoint, self._optimizer, self.trainable.masters)
+            state = read_state(checkpoint, self._optimizer, self.trainable.masters)
+            if self._reference is not None:
+                self._reference.restore(state, self._device)
             self.steps_done = record.steps_done
             self.cursor = record.cursor
 
@@ -244,25 +242,24 @@ class LocalTrainer:
             )
         ]
 
-    def _normaliser(self, samples: Sequence[Sample]) -> float:
-        match self._loss:
-            case "policy_gradient":
-                return self._config.loss.tokens_per_sequence * len(samples)
-            case "cross_entropy":
-                return max(1e-9, sum(sum(sample.advantages) for sample in samples))
-
-    def _accumulate(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Add the gradients of all samples; return sums over them."""
-        normaliser = self._normaliser(samples)
+    def _accumulate(self, samples: Sequence[Sample], *, learn: bool) -> Counter[str]:
+        """Return sums over all samples; if they are to be learned from, add their gradients."""
+        normaliser = self._objective.normaliser(samples)
 
         def work(batch: MicroBatch, gradients: Gradients) -> dict[str, float]:
-            logprobs_A, entropy_A = self.model.logprobs(batch, gradients)
-            terms = self._loss_terms(logprobs_A, batch, normaliser)
-            terms.loss.backward()
+            with torch.set_grad_enabled(learn):  # this holds for one thread only
+                logprobs_A, entropy_A, likeliest_A = self.model.logprobs(
+                    batch, gradients if learn else None
+                )
+                terms = self._objective.terms(logprobs_A, batch, normaliser)
+            if learn:
+                terms.loss.backward()
             return {
                 **terms.sums,
                 "loss": terms.loss.item(),
                 "entropy": entropy_A.sum().item(),
+                "likeliest": likeliest_A.sum().item(),
+                "samples": float(len(batch.order)),
                 "action_tokens": float(len(entropy_A)),
                 "sample_tokens": float(batch.sample_tokens),
                 "computed_tokens": float(batch.computed_tokens),
@@ -270,34 +267,53 @@ class LocalTrainer:
             }
 
         with self._settings():
-            results = run_in_lanes(self._pack(samples), work, lanes=self._lanes)
+            batches = self._with_reference(samples, self._pack(samples))
+            results = run_in_lanes(batches, work, lanes=self._lanes)
             self.trainable.collect()
-        totals: dict[str, float] = {}
+        totals: Counter[str] = Counter()
         for sums in results:
-            for name, value in sums.items():
-                totals[name] = totals.get(name, 0.0) + value
+            totals.update(sums)
         return totals
 
-    def _loss_terms(
-        self, logprobs_A: Tensor, batch: MicroBatch, normaliser: float
-    ) -> losses.LossTerms:
-        match self._loss:
-            case "policy_gradient":
-                settings = self._config.loss
-                low, high = settings.bounds
-                return losses.policy_gradient(
-                    logprobs_A,
-                    batch.behavior_logprobs_A,
-                    batch.advantages_A,
-                    batch.sample_A,
-                    samples=len(batch.order),
-                    clip_low=1.0 - low,
-                    clip_high=high - 1.0,
-                    sequence_log_ratio_bound=settings.sequence_log_ratio_bound,
-                    normaliser=normaliser,
-                )
-            case "cross_entropy":
-                return losses.cross_entropy(logprobs_A, batch.advantages_A, normaliser=normaliser)
+    def _with_reference(
+        self, samples: Sequence[Sample], batches: list[MicroBatch]
+    ) -> list[MicroBatch]:
+        """Give the micro-batches what the reference says of them, if the objective reads it."""
+        if self._reference is None:
+            return batches
+        logprobs = self._reference.logprobs(samples, self._action_logprobs)
+        return [
+            replace(
+                batch, reference_logprobs_A=torch.cat([logprobs[place] for place in batch.order])
+            )
+            for batch in batches
+        ]
+
+    def _action_logprobs(self, samples: Sequence[Sample]) -> list[Tensor]:
+        """Return the logprobs of each sample's action tokens, without gradients."""
+
+        def work(batch: MicroBatch, _: Gradients) -> list[tuple[int, Tensor]]:
+            with torch.no_grad():  # this holds for one thread only
+                logprobs_A, _entropy_A, _likeliest_A = self.model.logprobs(batch, None)
+            counts = torch.bincount(batch.sample_A, minlength=len(batch.order)).tolist()
+            return list(zip(batch.order, logprobs_A.split(counts), strict=True))
+
+        found: dict[int, Tensor] = {}
+        for pairs in run_in_lanes(self._pack(samples), work, lanes=self._lanes):
+            found |= pairs
+        return [found[place] for place in range(len(samples))]
+
+    def _metrics(self, totals: Mapping[str, float]) -> dict[str, float]:
+        actions = max(1.0, totals["action_tokens"])
+        counts = ("samples", "action_tokens", "sample_tokens", "computed_tokens", "micro_batches")
+        return {
+            "loss": totals["loss"],
+            "entropy": totals["entropy"] / actions,
+            "token_accuracy": totals["likeliest"] / actions,
+            **{name: totals[name] for name in counts},
+            "shared_tokens": totals["sample_tokens"] - totals["computed_tokens"],
+            **self._objective.metrics(totals),
+        }
 
     def _update(self) -> tuple[float, bool]:
         """Clip and step; return the gradient norm before clipping and whether a step was made."""
