@@ -36,7 +36,9 @@ def near_misses(text: str, rng: random.Random) -> Mapping[str, str]:
         other = _moved(hit[0])
         misses["one number changed"] = text[: hit.start()] + other + text[hit.end() :]
     items = [item.strip() for item in text.split(",")]
-    if len(items) > 1 and all(len(item.split()) <= 4 for item in items):
+    # "Sorry, this cannot be done." is no list, and says the same without its first part.
+    sentence = text.rstrip().endswith((".", "!", "?"))
+    if len(items) > 1 and not sentence and all(len(item.split()) <= 4 for item in items):
         items.pop(rng.randrange(len(items)))
         misses["one list item missing"] = ", ".join(items)
     return misses
