@@ -136,7 +136,7 @@ def test_weights_that_are_better_are_said_to_beat_prompt_and_choice() -> None:
     assert "at equal cost they beat spec, best of 2 by grader" in table.answer
     assert "at 1.6 times the cost they beat spec, best of 4 by grader" in table.answer
     low, high = 100 * table.versus[0].difference.low, 100 * table.versus[0].difference.high
-    assert f"(95% interval {low:+.1f} to {high:+.1f}, p " in table.answer
+    assert f"(95% interval {low:+.1f} to {high:+.1f}, p" in table.answer
 
 
 def test_weights_that_are_worse_are_said_to_have_lost() -> None:

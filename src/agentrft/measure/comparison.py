@@ -433,9 +433,10 @@ def _against(one: Versus, equal: int) -> str:
 
 def _points(one: Versus) -> str:
     found = one.difference
+    p = "p < 0.001" if one.adjusted_p < 0.001 else f"p {one.adjusted_p:.3f}"
     return (
         f"{100 * found.value:+.1f} points (95% interval {100 * found.low:+.1f} to "
-        f"{100 * found.high:+.1f}, p {one.adjusted_p:.3f})"
+        f"{100 * found.high:+.1f}, {p})"
     )
 
 

@@ -142,20 +142,21 @@ def comparison_tables(answer: str, comparison: Comparison | None) -> list[Render
     if comparison is None:
         return parts
     table = figures_table(
-        TITLE,
-        ("", "pass@1", "95%", "to ref. (pp)", "95%", "p", "pass^4", "tokens", "cost", "even"),
+        TITLE, ("", "pass@1", "to ref. (pp)", "p", *_COLUMNS[3:], "cost/task", *_LATER)
     )
     for row in comparison.rows:
         low, high = 100 * row.pass_at_1.low, 100 * row.pass_at_1.high
         table.add_row(
             Text(row.name),
-            f"{row.pass_at_1.value:.1%}",
-            f"{low:.1f}-{high:.1f}",
-            *plain(row.difference),
+            f"{row.pass_at_1.value:.1%}\n{low:.1f}-{high:.1f}",
+            "\n".join(plain(row.difference)) if row.difference else "reference",
             _p(row.adjusted_p),
             _rate(row.pass_hat_4),
-            f"{row.per_task.prompt_tokens + row.per_task.sampled_tokens:.0f}",
+            f"{row.seconds_p50:.2f}\n{row.seconds_p95:.2f}",
+            f"{row.per_task.tool_calls:.2f}",
+            f"{row.per_task.prompt_tokens:.0f}\n+{row.per_task.sampled_tokens:.0f}",
             f"{row.cost_per_task:.4g}",
+            "\n".join(_made_with(row)),
             _break_even(row),
         )
     return [*parts, table, *(Text(f"! {note}", style="yellow") for note in comparison.notes)]
@@ -182,7 +183,7 @@ def markdown(comparison: Comparison) -> str:
                 f"{row.per_task.tool_calls:.2f}",
                 f"{row.per_task.prompt_tokens:.0f} + {row.per_task.sampled_tokens:.0f}",
                 *([f"{row.money_per_task:.4g}"] if priced else []),
-                _made_with(row, priced=priced),
+                ", ".join(_made_with(row)),
                 _break_even(row),
             ]
         )
@@ -196,6 +197,7 @@ def _html_row(row: Row, *, priced: bool) -> str:
     p = f"<small>p {_p(row.adjusted_p)}</small></td>" if row.difference else ""
     difference = cell(row.difference).removesuffix("</td>") + p if p else "<td>reference</td>"
     money = f"<td>{row.money_per_task:.4g}</td>" if priced else ""
+    made, *more = _made_with(row)
     dropped = f", {row.dropped} dropped" if row.dropped else ""
     return (
         f"<tr><td>{escape(row.name)}<small>{row.rollouts} rollouts of {row.tasks} tasks{dropped}"
@@ -205,22 +207,19 @@ def _html_row(row: Row, *, priced: bool) -> str:
         f"<td>{row.per_task.tool_calls:.2f}</td>"
         f"<td>{row.per_task.prompt_tokens + row.per_task.sampled_tokens:.0f}"
         f"<small>{row.per_task.prompt_tokens:.0f} read, {row.per_task.sampled_tokens:.0f} written"
-        f"</small></td>{money}<td>{escape(_made_with(row, priced=priced))}</td>"
+        f"</small></td>{money}<td>{made}<small>{'<br>'.join(more)}</small></td>"
         f"<td>{_break_even(row)}</td></tr>"
     )
 
 
-def _made_with(row: Row, *, priced: bool) -> str:
+def _made_with(row: Row) -> tuple[str, ...]:
+    """Say what came before the first task, money too where it has a price."""
     took = row.training
     if took == Spending():
-        return "-"
+        return ("-",)
     tokens = took.prompt_tokens + took.sampled_tokens + took.trained_tokens
-    parts = [
-        f"{took.rollouts:.0f} rollouts",
-        f"{tokens / 1e6:.2f}M tokens",
-        f"{took.seconds:.0f} s",
-    ]
-    return ", ".join([*parts, f"money {row.money_training:.4g}"] if priced else parts)
+    parts = (f"{took.rollouts:,.0f} rollouts", f"{tokens:,.0f} tokens", f"{took.seconds:,.0f} s")
+    return (*parts, f"money {row.money_training:.4g}") if row.money_training else parts
 
 
 def _break_even(row: Row) -> str:
