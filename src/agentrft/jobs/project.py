@@ -27,6 +27,7 @@ from agentrft.rollout.http_tools import combined_environment, http_environment
 from agentrft.store.codec import load_project_config
 from agentrft.store.datasets import read_demonstrations, read_preferences, read_tasks
 from agentrft.store.spec_files import read_spec
+from agentrft.training.refusals import refused
 
 SPEC_FOLDER = "spec"
 """Beside `agent.toml`: what overlays it."""
@@ -123,6 +124,12 @@ def read_config(folder: Path, config_file: str = "agent.toml", preset: str = "")
             f"{path}: methods.supervised.trainer.adapter and methods.reinforcement.trainer.adapter "
             "differ; reinforcement goes on with the warm start's adapter, so make them equal"
         )
+    for name, method in (
+        ("reinforcement", methods.reinforcement),
+        ("preference", methods.preference),
+    ):
+        if reason := refused(method):
+            raise ConfigError(f"{path}: methods.{name}: {reason}")
     if not config.environment and not config.tools:
         raise ConfigError(
             f'{path}: the agent has no tools; set `environment = "tools.py:MyEnvironment"` '

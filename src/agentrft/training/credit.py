@@ -61,9 +61,9 @@ def advantages(scores: Sequence[float], credit: Credit) -> list[float]:
 
 
 def turn_advantages(survivors: Sequence[GradedTrajectory], credit: Credit) -> list[list[float]]:
-    """Return per turn the discounted sum of turn scores from it on, minus its mean over survivors.
+    """Return per turn the advantage of the discounted sum of turn scores from it on.
 
-    The mean is over the survivors that reached that turn; who reached it alone has nobody to be
+    As `advantages` among the survivors that reached that turn; who reached it alone has nobody to be
     compared with and gets 0. Raises UserError for a survivor without a score for each turn.
     """
     to_go: list[list[float]] = []
@@ -77,12 +77,14 @@ def turn_advantages(survivors: Sequence[GradedTrajectory], credit: Credit) -> li
             )
         sums = accumulate(reversed(scores), lambda rest, own: own + credit.turn_discount * rest)
         to_go.append([*sums][::-1])
-    longest = max((len(values) for values in to_go), default=0)
-    means = [
-        statistics.fmean(values[turn] for values in to_go if turn < len(values))
-        for turn in range(longest)
-    ]
-    return [[value - mean for value, mean in zip(values, means, strict=False)] for values in to_go]
+    for turn in range(max(map(len, to_go), default=0)):
+        reached = [values for values in to_go if turn < len(values)]
+        sums = [values[turn] for values in reached]
+        alike = max(sums) - min(sums) <= LEAST_SPREAD
+        compared = [0.0] * len(sums) if alike else advantages(sums, credit)
+        for values, advantage in zip(reached, compared, strict=True):
+            values[turn] = advantage
+    return to_go
 
 
 def credited(

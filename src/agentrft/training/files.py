@@ -14,6 +14,8 @@ from agentrft.core.errors import ModelError, StoreError
 from agentrft.core.training_config import Adapter
 
 STATE = "trainer_state.safetensors"
+ADAPTER_PREFIX = "base_model.model."
+"""What PEFT puts before the names of layers."""
 WEIGHT_FILES = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 """What stands beside the weights of a model folder: config, tokenizer, chat template."""

@@ -16,10 +16,7 @@ from torch.nn import functional as F
 
 from agentrft.core.errors import ModelError
 from agentrft.core.training_config import Adapter
-from agentrft.training.files import each_tensor
-
-_PREFIX = "base_model.model."
-"""What PEFT puts before the names of layers."""
+from agentrft.training.files import ADAPTER_PREFIX, each_tensor
 
 
 class Gradients:
@@ -252,8 +249,8 @@ class LowRankAdapter:
             )
         self.masters: dict[str, nn.Parameter] = {}
         for name, layer in self.layers.items():
-            self.masters[f"{_PREFIX}{name}.lora_A.weight"] = layer.a_KI
-            self.masters[f"{_PREFIX}{name}.lora_B.weight"] = layer.b_OK
+            self.masters[f"{ADAPTER_PREFIX}{name}.lora_A.weight"] = layer.a_KI
+            self.masters[f"{ADAPTER_PREFIX}{name}.lora_B.weight"] = layer.b_OK
 
     def linear(self, name: str) -> Linear:
         """Return the adapted layer, or the frozen one."""
@@ -280,7 +277,7 @@ class LowRankAdapter:
         """Merge other factors, or none."""
         try:
             for name, layer in self.layers.items():
-                factor = f"{_PREFIX}{name}"
+                factor = f"{ADAPTER_PREFIX}{name}"
                 weight = layer.base_OI
                 if masters:
                     a_KI, b_OK = (
