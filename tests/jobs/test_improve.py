@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 from search_project import TOML, Asking, Silent, a_project, willing
-from tuning import FakeModel
+from tuning import FakeModel, pairs
 
 from agentrft.core.errors import UserError
 from agentrft.core.protocols import SampleRequest
 from agentrft.core.run import Method, RunStatus
 from agentrft.core.spec import Section
 from agentrft.jobs.context import Job, Stopped
-from agentrft.jobs.improve import Improvement, improve, report_again
+from agentrft.jobs.improve import Improvement, improve
+from agentrft.jobs.improvement_report import report_again
 from agentrft.jobs.optimize import kept_spec
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import SPEC_FOLDER, Project, open_project
@@ -80,6 +81,132 @@ def test_an_improvement_searches_then_trains_what_is_advised(tmp_path: Path) -> 
     rebuilt, _ = report_again(job.home, job.run.id)
     assert as_json(rebuilt)["advice"] == told["advice"]
     assert as_json(rebuilt)["retests"] == told["retests"]
+
+
+EVERYTHING = (
+    CLIMB.replace("demonstrations = 1000", "demonstrations = 1\npairs = 4\nlong_prompt = 1")
+    + """
+[data]
+preferences = "pairs.jsonl"
+[methods.supervised]
+steps = 2
+batch_size = 2
+[methods.preference]
+steps = 2
+batch_size = 2
+[methods.distillation.supervised]
+steps = 2
+batch_size = 2
+[methods.evaluation]
+best_of = 3
+"""
+)
+ALONE = (
+    CLIMB.replace("demonstrations = 1000", "demonstrations = 12")
+    + """
+[methods.rejection.supervised]
+steps = 2
+batch_size = 2
+[methods.evaluation]
+best_of = 0
+"""
+)
+
+
+STAGES = ["base", "spec", "warm start", "preference", "reinforcement", "distillation"]
+
+
+def all_methods(folder: Path) -> Project:
+    a_project(folder)
+    (folder / "agent.toml").write_text(EVERYTHING)
+    (folder / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in pairs(4)))
+    return open_project(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Project, Improvement]:
+    """A climb that takes all methods but the one that needs no demonstrations."""
+    folder = tmp_path_factory.mktemp("whole")
+    project = all_methods(folder / "desk")
+    job = a_job(Home.open(folder / "home"), project)
+    return job, project, climbed(job, project, FakeModel(script=willing), Asking())
+
+
+def test_every_advised_method_is_taken_once_and_each_is_measured(
+    whole: tuple[Job, Project, Improvement],
+) -> None:
+    job, project, result = whole
+    told = as_json(result.report)
+    assert [stage["name"] for stage in told["stages"]] == STAGES
+    assert all(stage["measured"]["tasks"] == 24 for stage in told["stages"])
+    assert [one["method"] for one in told["advice"]][:-1] == [
+        NextStep.SUPERVISED,
+        NextStep.PREFERENCE,
+        NextStep.REINFORCEMENT,
+        NextStep.DISTILLATION,
+    ]
+    assert [one["after"] for one in told["retests"]] == STAGES[2:-1]
+    assert {"best of", "distillation", "distillation measured"} <= told["phase_s"].keys()
+    assert result.checkpoint is not None
+    assert result.checkpoint.run_id == f"{job.run.id}.distillation"
+    # What was distilled goes on under the short spec.
+    assert kept_spec(job.folder, job.run.result["spec"]).sections == project.spec.sections
+
+
+def test_training_is_held_against_several_rollouts_of_the_best_spec(
+    whole: tuple[Job, Project, Improvement],
+) -> None:
+    job, _, result = whole
+    control, best = result.report.given.control, result.report.given.stages[1]
+    assert control is not None
+    drawn = [record.graded.trajectory for record in control.records]
+    known = [record.graded.trajectory for record in best.records]
+    assert {one.spec_hash for one in drawn} == {one.spec_hash for one in known}
+    assert {one.id for one in known} < {one.id for one in drawn}
+    assert len({(one.task_id, one.seed) for one in drawn}) == len(drawn) == 3 * 24
+    rebuilt, _ = report_again(job.home, job.run.id)
+    assert rebuilt.given.control is not None
+    assert len(rebuilt.given.control.records) == len(drawn)
+    assert [stage.name for stage in rebuilt.given.stages] == STAGES
+
+
+def test_a_climb_that_was_stopped_in_any_method_ends_as_if_it_had_not_been(
+    whole: tuple[Job, Project, Improvement], tmp_path: Path
+) -> None:
+    project = all_methods(tmp_path / "desk")
+    home = Home.open(tmp_path / "home")
+    job = a_job(home, project)
+    for _ in range(
+        4
+    ):  # the first step of each method is stopped at, the second one is gone on with
+        job = a_job(home, project, job.run.id)
+
+        def stop_at_first(steps: int, job: Job = job) -> None:
+            if steps == 0:
+                job.stop.set()
+
+        with pytest.raises(Stopped):
+            climbed(job, project, FakeModel(script=willing, on_step=stop_at_first), Asking())
+    again = a_job(home, project, job.run.id)
+    told, expected = (
+        as_json(one.report)
+        for one in (climbed(again, project, FakeModel(script=willing), Asking()), whole[2])
+    )
+    for name in ("stages", "advice", "retests"):
+        assert len(told[name]) == len(expected[name])
+    assert [s["measured"]["pass_at_1"] for s in told["stages"]] == [
+        s["measured"]["pass_at_1"] for s in expected["stages"]
+    ]
+
+
+def test_without_demonstrations_the_agent_warms_up_on_its_own_successes(tmp_path: Path) -> None:
+    project = a_project(tmp_path / "desk", toml=ALONE)
+    job = a_job(Home.open(tmp_path / "home"), project)
+    result = climbed(job, project, FakeModel(script=willing), Silent())
+    told = as_json(result.report)
+    assert [s["name"] for s in told["stages"]] == ["base", "rejection", "reinforcement"]
+    assert result.report.given.control is None
+    assert told["stages"][1]["training"], "the rollouts it imitated are in the report"
 
 
 def test_what_the_user_wrote_into_the_spec_is_never_taken_back(tmp_path: Path) -> None:

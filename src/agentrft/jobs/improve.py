@@ -4,55 +4,48 @@ Every stage is a run of its own, named after its parent, so that a killed improv
 what is done and goes on from there.
 """
 
-import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from agentrft.core.config import ProjectConfig
-from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
-from agentrft.core.run import Event, Method, RolloutRecord, Split, StepMetrics
-from agentrft.core.spec import AgentSpec, Shown
+from agentrft.core.run import Method, RolloutRecord, Split
+from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Demonstration
-from agentrft.jobs.audit import caveats, gate, project_subject
+from agentrft.jobs.audit import gate, project_subject
 from agentrft.jobs.context import Job
+from agentrft.jobs.control import best_of
 from agentrft.jobs.evaluation import Measurement
-from agentrft.jobs.holdout import holdout_looks
+from agentrft.jobs.improvement_report import CLIMB, Climbed, reported
 from agentrft.jobs.optimize import STAGE as SEARCH
-from agentrft.jobs.optimize import found_again, kept_summary, search_examples, search_spec
-from agentrft.jobs.progress import SilentProgress
+from agentrft.jobs.optimize import found_again, search_spec
 from agentrft.jobs.project import SPEC_FOLDER, Project, plain_spec
 from agentrft.jobs.retest import for_training, retest
 from agentrft.jobs.serving import OpenModel, ServedModel, require_weights, served_model
-from agentrft.jobs.stages import (
-    BASE,
-    SPEC,
-    STAGES,
-    TUNED,
-    WARM,
-    evaluation,
-    measured,
-    reinforcement,
-    under,
-    warm_start,
-)
+from agentrft.jobs.stages import BASE, SPEC, evaluation, measured, under
 from agentrft.jobs.standing import preflight
+from agentrft.jobs.training_stage import STAGE_OF, trained
 from agentrft.jobs.trials import keep_spec
 from agentrft.measure.advisor import AFTER_SEARCH, Advice
-from agentrft.measure.monitors import alarms_of
 from agentrft.measure.next_steps import NextStep
-from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
+from agentrft.measure.report import Report, StageResult, write_report
 from agentrft.measure.search_summary import Retest
 from agentrft.optimize.problem import Found, Proposer
 from agentrft.optimize.proposers import PROPOSERS
-from agentrft.store.codec import from_json, load_config, to_json
+from agentrft.store.codec import to_json
 from agentrft.store.home import Home
 from agentrft.store.spec_files import write_spec
 
-CLIMB = "climb.json"
+METHOD_OF: Mapping[NextStep, Method] = {
+    NextStep.SUPERVISED: Method.SUPERVISED,
+    NextStep.REJECTION: Method.REJECTION,
+    NextStep.DISTILLATION: Method.DISTILLATION,
+    NextStep.PREFERENCE: Method.PREFERENCE,
+    NextStep.REINFORCEMENT: Method.REINFORCEMENT,
+}
+"""Advice that is taken here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +59,6 @@ class Improvement:
     """The weights to deliver: the best by the held-out grader, else the last. None if none trained."""
     advice: Advice
     """What comes next."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Climbed:
-    """`climb.json`: what an improvement decided on its way."""
-
-    advice: tuple[Advice, ...] = ()
-    retests: tuple[Retest, ...] = ()
 
 
 async def improve(
@@ -104,11 +89,12 @@ async def improve(
                 allow_findings=allow_findings,
             )
             await climb.search()
-            while step := await climb.advised():
-                await climb.take(step)
+            while method := await climb.advised():
+                await climb.draw()
+                await climb.take(method)
         climbed = Climbed(advice=tuple(climb.advice), retests=tuple(climb.retests))
         (job.folder / CLIMB).write_bytes(to_json(climbed))
-        report = reported(job, project.config, climb.stages, climbed=climbed)
+        report = reported(job, project.config, climb.stages, climbed=climbed, control=climb.control)
         folder = job.home.report(job.run.id)
         write_report(report, folder)
         write_spec(job.folder / SPEC_FOLDER, climb.spec, plain_spec(project.folder, project.config))
@@ -128,11 +114,13 @@ class _Climb:
     model: ServedModel
     """Acts under the spec as it is now."""
     opened: AgentSpec
-    """The project's own spec, which nothing takes back."""
+    """The project's own spec, which nothing takes back; once it is distilled, the short one."""
     proposers: Sequence[Proposer]
     allow_findings: bool
     checkpoint: Checkpoint | None = None
     stages: list[StageResult] = field(default_factory=list[StageResult])
+    control: StageResult | None = None
+    """Several rollouts of each holdout task by the best spec, before any weight changed."""
     advice: list[Advice] = field(default_factory=list[Advice])
     retests: list[Retest] = field(default_factory=list[Retest])
     demonstrations: tuple[Demonstration, ...] = ()
@@ -154,7 +142,7 @@ class _Climb:
             self.model = under(self.model, found.chosen)
             await self._measure(SPEC, _kept(child, self.model))
 
-    async def advised(self) -> NextStep | None:
+    async def advised(self) -> Method | None:
         """Measure where the agent stands; return the advised method if it is one to take here."""
         number = len(self.advice) + 1
         child = self.job.child(f"advice {number}", Method.PREFLIGHT)
@@ -164,34 +152,33 @@ class _Climb:
             acting.project,
             Path(self.checkpoint.path) if self.checkpoint else None,
             open_model=_open(acting),
-            known=AFTER_SEARCH,
+            known=replace(
+                AFTER_SEARCH, demonstrations=len(self.demonstrations), taken=frozenset(self.taken)
+            ),
             allow_findings=self.allow_findings,
         )
         self.advice.append(result.advice)
         self.job.event(
             f"advice {result.advice.rule}: {result.advice.method}. {result.advice.reason}"
         )
-        step = result.advice.method
-        takes = step in (NextStep.SUPERVISED, NextStep.REINFORCEMENT) and step not in self.taken
-        return step if takes else None
+        return METHOD_OF.get(result.advice.method)
 
-    async def take(self, step: NextStep) -> None:
+    async def draw(self) -> None:
+        """Roll the best spec without training out as often as best-of-k takes, once."""
+        if self.control or not self.model.project.config.methods.evaluation.best_of:
+            return
+        self.control = await best_of(self.job, self.model, self.stages[-1].records)
+
+    async def take(self, method: Method) -> None:
         """Train by the advised method, test the spec again, and measure on the holdout."""
-        self.taken.add(step)
-        start = Path(self.checkpoint.path) if self.checkpoint else None
-        if step is NextStep.SUPERVISED:
-            stage = WARM
-            # What demonstrations in the prompt show is what imitating them teaches.
-            lean = replace(for_training(self.spec), shown=Shown())
-            training = self.job.child(stage, Method.SUPERVISED)
-            self.checkpoint = await warm_start(
-                training, under(self.model, lean), start, self.demonstrations
-            )
-        else:
-            stage = TUNED
-            acting = under(self.model, for_training(self.spec))
-            training = self.job.child(stage, Method.REINFORCEMENT)
-            self.checkpoint = await reinforcement(training, acting, start)
+        self.taken |= {step for step, taken in METHOD_OF.items() if taken is method}
+        self.checkpoint, spec = await trained(
+            self.job, self.model, method, self.checkpoint, self.demonstrations
+        )
+        if method is Method.DISTILLATION:
+            # The weights stand for what is not in it any more.
+            self.model, self.opened = under(self.model, spec), spec
+        stage = STAGE_OF[method]
         spec, found = await retest(self.job, self.model, stage, self.checkpoint, self.opened)
         self.model = under(self.model, spec)
         if found is not None:
@@ -243,87 +230,3 @@ async def measure(job: Job, project: Project, split: Split, checkpoint: Path | N
         records = await evaluation(job, model, project.tasks(split), measurement, checkpoint)
     stages = [StageResult(name=stage, records=records)]
     return reported(job, project.config, stages, split=split)
-
-
-def reported(
-    job: Job,
-    config: ProjectConfig,
-    stages: Sequence[StageResult],
-    *,
-    split: Split = "holdout",
-    climbed: Climbed | None = None,
-) -> Report:
-    """Put the stages into one report."""
-    climbed = climbed or Climbed()
-    run = job.home.store.find_run(job.child_id(SEARCH))
-    search = replace(job, run=run) if run else None
-    summary = kept_summary(search) if search and search.is_done else None
-    return build_report(
-        ReportInput(
-            project=config.name,
-            model=config.agent_model,
-            run_id=job.run.id,
-            seeds=(job.run.seed,),
-            config=job.run.config,
-            pass_threshold=config.pass_threshold,
-            phase_s=phase_seconds(job),
-            created_at=job.run.created_at,
-            split=split,
-            holdout_looks=holdout_looks(job),
-            caveats=caveats(job),
-            stages=tuple(stages),
-            search=summary,
-            search_examples=search_examples(search, summary) if search and summary else (),
-            advice=climbed.advice,
-            retests=climbed.retests,
-        )
-    )
-
-
-def report_again(home: Home, run_id: str) -> tuple[Report, Path]:
-    """Rebuild the report of an improvement from the store, as far as it got; return where it lies."""
-    job = Job(
-        home=home, run=home.store.run(run_id), progress=SilentProgress(), stop=asyncio.Event()
-    )
-    stages: list[StageResult] = []
-    for name in STAGES:
-        runs = [home.store.find_run(job.child_id(child)) for child in (f"{name} measured", name)]
-        children = [replace(job, run=run) for run in runs if run]
-        stages.append(
-            StageResult(
-                name=name,
-                records=[record for child in children for record in child.read_all(RolloutRecord)],
-                metrics=[step for child in children for step in child.read_all(StepMetrics)],
-                alarms=[a for child in children for a in alarms_of(child.read_all(Event))],
-            )
-        )
-    stages = [stage for stage in stages if stage.records]
-    if not stages:
-        raise UserError(f"run {run_id} has no measured stage yet; nothing to report")
-    path = job.folder / CLIMB
-    climbed = from_json(Climbed, path.read_bytes()) if path.is_file() else None
-    config = load_config(ProjectConfig, job.run.config, run_id)
-    report = reported(job, config, stages, climbed=climbed)
-    folder = home.report(run_id)
-    write_report(report, folder)
-    return report, folder
-
-
-def phase_seconds(job: Job) -> dict[str, float]:
-    """Return wall seconds of every stage that has run under this job, in their order."""
-    names = [
-        SEARCH,
-        f"{BASE} measured",
-        f"{SPEC} measured",
-        "advice 1",
-        WARM,
-        f"{WARM} spec",
-        f"{WARM} measured",
-        "advice 2",
-        TUNED,
-        f"{TUNED} spec",
-        f"{TUNED} measured",
-        "advice 3",
-    ]
-    found = {name: job.home.store.find_run(job.child_id(name)) for name in names}
-    return {name: float(run.result.get("seconds", 0.0)) for name, run in found.items() if run}

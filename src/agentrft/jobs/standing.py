@@ -13,7 +13,7 @@ from typing import Any
 from agentrft.audit.run import audit
 from agentrft.core.call_thread import in_thread
 from agentrft.core.config import EvaluationConfig, ProjectConfig
-from agentrft.core.errors import ToolError, UserError, boundary
+from agentrft.core.errors import ConfigError, ToolError, UserError, boundary
 from agentrft.core.grade import Grade, GradedTrajectory, Outcome
 from agentrft.core.protocols import Environment
 from agentrft.core.run import Method, RolloutRecord, RunStatus
@@ -23,6 +23,7 @@ from agentrft.core.trajectory import Trajectory
 from agentrft.inference.models import describe
 from agentrft.jobs.audit import project_subject, summary
 from agentrft.jobs.context import Job
+from agentrft.jobs.distillation import short_spec
 from agentrft.jobs.evaluation import Measurement, evaluate
 from agentrft.jobs.grading import grader_types
 from agentrft.jobs.holdout import runs_beside
@@ -145,6 +146,7 @@ def supply_of(
         known,
         demonstrations=max(known.demonstrations, len(project.demonstrations())),
         pairs=len(project.preferences()),
+        shorter_spec=_has_shorter(project),
         grader_trusted=not audited.get("blocked"),
         grader_asks_model=bool(grader_types(config.grader) & ASKS_MODEL),
         parameters=None
@@ -166,6 +168,14 @@ def _known(job: Job, setup: RolloutSetup, *, trained: bool) -> Supply:
         for run in runs_beside(job)
     )
     return AFTER_SEARCH if ended else Supply()
+
+
+def _has_shorter(project: Project) -> bool:
+    try:
+        short_spec(project)
+    except ConfigError:
+        return False
+    return True
 
 
 def _has_holdout(project: Project) -> bool:

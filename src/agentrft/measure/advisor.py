@@ -42,6 +42,8 @@ class Supply:
     """Of the model; None if nobody knows."""
     endpoint: bool = False
     """The weights are somebody else's."""
+    shorter_spec: bool = True
+    """Whether there is one to distil the prompt into."""
     taken: frozenset[NextStep] = frozenset()
     """What has been done already and is not done again."""
 
@@ -150,7 +152,11 @@ def _met(alternatives: Alternatives) -> Alternatives:
 def _obstacle(step: NextStep, supply: Supply) -> str:
     if step in TRAINS_WEIGHTS and supply.endpoint:
         return "weights behind an endpoint cannot change; train an open-weights `model` instead"
-    return "it has been done" if step in supply.taken else ""
+    if step in supply.taken:
+        return "it has been done"
+    if step is NextStep.DISTILLATION and not supply.shorter_spec:
+        return "there is no shorter spec to distil into; name one in methods.distillation.spec"
+    return ""
 
 
 def _sentence(rule: Rule, standing: Standing, supply: Supply, config: AdvisorConfig) -> str:

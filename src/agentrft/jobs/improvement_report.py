@@ -1,0 +1,107 @@
+"""The report of a run with stages, made when it ends or at any time from what they left behind."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agentrft.core.config import ProjectConfig
+from agentrft.core.errors import UserError
+from agentrft.core.run import TRAINING, RolloutRecord, Split
+from agentrft.jobs.audit import caveats
+from agentrft.jobs.context import Job
+from agentrft.jobs.control import BEST_OF
+from agentrft.jobs.holdout import holdout_looks, runs_beside
+from agentrft.jobs.optimize import STAGE as SEARCH
+from agentrft.jobs.optimize import kept_summary, search_examples
+from agentrft.jobs.progress import SilentProgress
+from agentrft.jobs.stages import MEASURED, with_training
+from agentrft.measure.advisor import Advice
+from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
+from agentrft.measure.search_summary import Retest
+from agentrft.store.codec import from_json, load_config
+from agentrft.store.home import Home
+
+CLIMB = "climb.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Climbed:
+    """`climb.json`: what was decided on the way."""
+
+    advice: tuple[Advice, ...] = ()
+    retests: tuple[Retest, ...] = ()
+
+
+def reported(
+    job: Job,
+    config: ProjectConfig,
+    stages: Sequence[StageResult],
+    *,
+    split: Split = "holdout",
+    climbed: Climbed | None = None,
+    control: StageResult | None = None,
+) -> Report:
+    """Put the stages into one report."""
+    climbed = climbed or Climbed()
+    children = children_of(job)
+    search = children.get(SEARCH)
+    summary = kept_summary(search) if search and search.is_done else None
+    return build_report(
+        ReportInput(
+            project=config.name,
+            model=config.agent_model,
+            run_id=job.run.id,
+            seeds=(job.run.seed,),
+            config=job.run.config,
+            pass_threshold=config.pass_threshold,
+            phase_s={name: child.seconds for name, child in children.items()},
+            created_at=job.run.created_at,
+            split=split,
+            holdout_looks=holdout_looks(job),
+            caveats=caveats(job),
+            stages=tuple(stages),
+            control=control,
+            search=summary,
+            search_examples=search_examples(search, summary) if search and summary else (),
+            advice=climbed.advice,
+            retests=climbed.retests,
+        )
+    )
+
+
+def report_again(home: Home, run_id: str) -> tuple[Report, Path]:
+    """Rebuild the report of an improvement from the store, as far as it got; return where it lies."""
+    job = Job(
+        home=home, run=home.store.run(run_id), progress=SilentProgress(), stop=asyncio.Event()
+    )
+    children = children_of(job)
+    stages = [stage for stage in _stages(job, children) if stage.records]
+    if not stages:
+        raise UserError(f"run {run_id} has no measured stage yet; nothing to report")
+    path = job.folder / CLIMB
+    climbed = from_json(Climbed, path.read_bytes()) if path.is_file() else None
+    drawn = children.get(BEST_OF)
+    control = StageResult(name=BEST_OF, records=drawn.read_all(RolloutRecord)) if drawn else None
+    config = load_config(ProjectConfig, job.run.config, run_id)
+    report = reported(job, config, stages, climbed=climbed, control=control)
+    folder = home.report(run_id)
+    write_report(report, folder)
+    return report, folder
+
+
+def children_of(job: Job) -> dict[str, Job]:
+    """Return the stages that have begun, by name, in the order in which they began."""
+    before = f"{job.run.id}."
+    runs = reversed([run for run in runs_beside(job) if run.parent_id == job.run.id])
+    return {run.id.removeprefix(before).replace("-", " "): replace(job, run=run) for run in runs}
+
+
+def _stages(job: Job, children: Mapping[str, Job]) -> Iterator[StageResult]:
+    """Return what was measured, and what still trains."""
+    for name, child in children.items():
+        if name.endswith(MEASURED):
+            records = child.read_all(RolloutRecord)
+            yield with_training(job, name.removesuffix(MEASURED), records)
+        elif child.run.method in TRAINING and name + MEASURED not in children:
+            yield with_training(job, name, ())
