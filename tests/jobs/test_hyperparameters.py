@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from agentrft.core.errors import ConfigError
-from agentrft.core.job import ReinforcementMethod, SupervisedMethod
+from agentrft.core.job import PreferenceMethod, ReinforcementMethod, SupervisedMethod
 from agentrft.core.training_config import Adapter
 from agentrft.jobs.hyperparameters import Resolved, resolve
 
@@ -119,7 +119,28 @@ def test_supervised_jobs_aim_at_fifty_steps_and_offer_a_checkpoint_per_epoch() -
     }
 
 
+def test_preference_jobs_aim_at_thirty_steps_and_price_what_leaves_the_reference() -> None:
+    resolved = resolve(PreferenceMethod(), train_rows=120, validation_rows=0)
+    assert resolved.shown == {
+        "batch_size": 7,
+        "learning_rate_multiplier": 1.0,
+        "n_epochs": 2,
+        "beta": 0.1,
+    }
+    assert (resolved.steps, resolved.interval) == (35, 18)
+    config = resolved.methods.preference
+    assert (config.steps, config.batch_size) == (35, 7)
+    assert config.trainer.optimizer.learning_rate == pytest.approx(5e-5)
+    given = PreferenceMethod(beta=0.5, n_epochs=1, learning_rate_multiplier=4.0)
+    priced = resolve(given, train_rows=16, validation_rows=0)
+    assert priced.shown["beta"] == priced.methods.preference.trainer.preference.price == 0.5
+    assert priced.methods.preference.trainer.optimizer.learning_rate == pytest.approx(2e-4)
+    with pytest.raises(ConfigError, match=r"method\.dpo\.hyperparameters\.batch_size is 16"):
+        resolve(PreferenceMethod(batch_size=16), train_rows=10, validation_rows=0)
+
+
 def test_every_job_trains_the_same_adapter() -> None:
     for resolved in (supervised(), reinforcement()):
         assert resolved.methods.supervised.trainer.adapter == Adapter()
+        assert resolved.methods.preference.trainer.adapter == Adapter()
         assert resolved.methods.reinforcement.trainer.adapter == Adapter()

@@ -14,7 +14,7 @@ from agentrft.core.errors import GraderError, UserError
 from agentrft.core.grade import Grade
 from agentrft.core.protocols import Environment, Grader, SampleRequest
 from agentrft.core.run import Event, RolloutRecord
-from agentrft.core.task import Demonstration, Message, Task, ToolSpec
+from agentrft.core.task import Demonstration, Message, Preference, Task, ToolSpec
 from agentrft.core.trajectory import Trajectory
 from agentrft.graders.fixed import FixedGrader
 from agentrft.graders.reading import keys_read
@@ -22,6 +22,7 @@ from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.preflight import (
     Preflight,
+    check_preference,
     check_reinforcement,
     check_supervised,
     sample_of_tasks,
@@ -31,7 +32,7 @@ from agentrft.rollout.dialogue import TokenSpeaker
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.rollout.http_tools import http_environment
 from agentrft.rollout.scripted import ScriptedEnvironment
-from agentrft.training.credit import imitation
+from agentrft.training.credit import imitation, preference_pair
 
 GRADER = {"type": "string_check", "name": "yes", "input": "{{ item.answer }}"}
 SCHEMA = {
@@ -343,6 +344,42 @@ def test_a_supervised_job_is_judged_by_its_rows(tmp_path: Path) -> None:
     )
     assert few.error is not None
     assert few.error.code == "invalid_training_file"
+
+
+def test_a_preference_job_is_judged_by_its_pairs(tmp_path: Path) -> None:
+    asked = (Message(role="user", content="well?"),)
+    yes, no = (Message(role="assistant", content=text) for text in ("yes", "no"))
+    good = [
+        Preference(id=str(n), messages=(*asked, yes) * n + asked, preferred=(yes,), rejected=(no,))
+        for n in range(9)
+    ]
+    swapped = Preference(id="swapped", messages=asked, preferred=(no,), rejected=(yes,))
+    same = Preference(id="same", messages=asked, preferred=(yes,), rejected=(yes,))
+    sides = (((1, 2, 3), (False, True, True)), ((1, 4), (False, True)))
+    rendered = [preference_pair(*sides, row.id) for row in good]
+    checked = check_preference(
+        a_job(tmp_path),
+        train=[*good, swapped, same, same],
+        validation=good[:1],
+        pairs=rendered,
+        limit_tokens=2,
+    )
+    assert checked.error is None
+    assert checked.numbers["lengths"]["cut"] == 9
+    assert [warning.removeprefix("preflight: ") for warning in checked.warnings] == [
+        (
+            "9 of 9 training rows are longer than the context of 2 tokens and are cut at the end; "
+            "0 keep nothing to learn from"
+        ),
+        "1 training rows repeat the messages of another row",
+        "2 training rows prefer an output to itself; they are left out",
+        "1 validation rows are also training rows; validation will flatter",
+    ]
+    nothing = check_preference(
+        a_job(tmp_path), train=[same] * 10, validation=[], pairs=[], limit_tokens=9
+    )
+    assert nothing.error is not None
+    assert nothing.error.message.startswith("no training row has outputs that differ")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from agentrft.core.trajectory import (
 from agentrft.core.usage import TokenUsage
 from agentrft.jobs.step_report import (
     StepReport,
+    preference_report,
     reinforcement_report,
     result_file,
     supervised_report,
@@ -232,6 +233,26 @@ def test_supervised_steps_report_only_what_was_measured() -> None:
     validated = supervised_report({"loss": 1.5}, step=3, total_steps=3, full_valid_loss=2.0)
     assert validated.message == "Step 3/3: training loss=1.50, full validation loss=2.00"
     assert validated.data["valid_loss"] == validated.data["full_valid_loss"] == 2.0
+
+
+def test_preference_steps_report_margins_and_accuracies_of_both_files() -> None:
+    said = preference_report({"loss": 0.5, "margin": 0.25, "accuracy": 0.75}, step=1, total_steps=2)
+    assert said.message == "Step 1/2: training loss=0.50, accuracy=0.75, margin=0.25"
+    assert said.data["train_margin"] == 0.25
+    assert said.data["train_kl"] is None
+    assert said.data["valid_loss"] is None
+    values = {"loss": 0.5, "validation_loss": 0.6, "validation_accuracy": 1.0, "kl_to_reference": 2}
+    seen = preference_report(values, step=2, total_steps=2)
+    assert seen.message.endswith("full validation loss=0.60, accuracy=1.00")
+    assert seen.data["valid_loss"] == seen.data["full_valid_loss"] == 0.6
+    assert seen.data["train_kl"] == 2
+    table = result_file("dpo", [said.data, seen.data]).decode().splitlines()
+    assert table[0] == (
+        "step,train_loss,train_accuracy,train_margin,train_preferred_reward,train_rejected_reward,"
+        "train_kl,train_mean_token_accuracy,valid_loss,valid_accuracy,valid_margin,"
+        "valid_preferred_reward,valid_rejected_reward,valid_kl,valid_mean_token_accuracy"
+    )
+    assert table[1:] == ["1,0.5,0.75,0.25,,,,,,,,,,,", "2,0.5,,,,,2,,0.6,1.0,,,,,"]
 
 
 def read(content: bytes) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from agentrft.core.job import (
     FineTuningJob,
     FineTuningMethod,
     JobState,
+    PreferenceMethod,
     ReinforcementMethod,
     SupervisedMethod,
 )
@@ -173,6 +174,8 @@ REINFORCEMENT = ReinforcementMethod(
 """Ten steps over ten rows, validated after each second one."""
 SUPERVISED = SupervisedMethod(batch_size=4, n_epochs=2)
 """Six steps over twelve rows."""
+PREFERENCE = PreferenceMethod(batch_size=4, n_epochs=2)
+"""Six steps over twelve pairs."""
 
 
 def submitted(
@@ -186,10 +189,15 @@ def submitted(
     **fields: Any,
 ) -> FineTuningJob:
     """Upload rows and put a job in line."""
-    supervised = isinstance(method, SupervisedMethod)
-    rows = rows if rows is not None else conversations(12) if supervised else questions(10)
-    if validation is None:
-        validation = conversations(3) if supervised else questions(3)
+    match method:
+        case SupervisedMethod():
+            own, unseen = conversations(12), conversations(3)
+        case PreferenceMethod():
+            own, unseen = pairs(12), pairs(3)
+        case ReinforcementMethod():
+            own, unseen = questions(10), questions(3)
+    rows = own if rows is None else rows
+    validation = unseen if validation is None else validation
     return home.queue.submit(
         FineTuningJob(
             id=job_id,

@@ -184,15 +184,22 @@ def test_both_forms_of_response_format_come_back_nested(
     }
 
 
-def test_dpo_is_checked_in_full_and_then_not_available(
-    server: Served, files: dict[str, str]
-) -> None:
+def test_a_dpo_job_is_checked_in_full_and_taken(server: Served, files: dict[str, str]) -> None:
     method: dict[str, Any] = {
         "type": "dpo",
         "dpo": {"hyperparameters": {"beta": 0.1, "n_epochs": "auto"}},
     }
-    error = error_of(create(server, training_file=files["pairs"], method=method))
-    assert error["code"] == "method_not_available"
+    job = create(server, training_file=files["pairs"], method=method).json()
+    assert job["method"]["dpo"]["hyperparameters"] == {
+        "batch_size": "auto",
+        "learning_rate_multiplier": "auto",
+        "n_epochs": "auto",
+        "beta": 0.1,
+    }
+    assert job["hyperparameters"] == {}
+    assert job["eval_id"] is None
+    bare = create(server, training_file=files["pairs"], method={"type": "dpo"}).json()
+    assert bare["method"]["dpo"]["hyperparameters"]["beta"] == "auto"
     error = error_of(create(server, training_file=files["tasks"], method=method))
     assert error["param"] == "training_file"
     method["dpo"]["hyperparameters"]["beta"] = 3

@@ -107,7 +107,7 @@ class ReinforcementMethod:
     eval_samples: int | None = None
 
 
-FineTuningMethod = SupervisedMethod | ReinforcementMethod
+FineTuningMethod = SupervisedMethod | PreferenceMethod | ReinforcementMethod
 
 REDACTED = "[redacted]"
 """Stands where a secret header value was."""

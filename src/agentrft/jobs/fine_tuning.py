@@ -26,7 +26,14 @@ from agentrft.core.errors import (
     UserError,
     boundary,
 )
-from agentrft.core.job import JobError, JobStatus, Lease, ReinforcementMethod
+from agentrft.core.job import (
+    JobError,
+    JobStatus,
+    Lease,
+    PreferenceMethod,
+    ReinforcementMethod,
+    SupervisedMethod,
+)
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Trainer
 from agentrft.core.run import Event, RunStatus, StepMetrics
@@ -40,18 +47,25 @@ from agentrft.jobs.evaluation import Measurement, stored_records
 from agentrft.jobs.hyperparameters import CONTEXT_TOKENS, Resolved, resolve
 from agentrft.jobs.job_follower import JobFollower, offer_checkpoint, register
 from agentrft.jobs.monitoring import MonitorAlarmError
+from agentrft.jobs.pairs import comparable
+from agentrft.jobs.preference import fitting_pairs, held_out_pairs
 from agentrft.jobs.preflight import STAGE as PREFLIGHT
-from agentrft.jobs.preflight import Preflight, check_reinforcement, check_supervised
+from agentrft.jobs.preflight import (
+    Preflight,
+    check_preference,
+    check_reinforcement,
+    check_supervised,
+)
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import Project
 from agentrft.jobs.reinforcement import StormError, reinforce, serving
 from agentrft.jobs.serving import OpenModel, ServedModel, first_step
 from agentrft.jobs.step_report import result_file
-from agentrft.jobs.supervised import HeldOut, imitate, rendered
+from agentrft.jobs.supervised import HeldOut, imitate, learn, rendered
 from agentrft.jobs.tuning_project import JobFiles, tuning_project
 from agentrft.jobs.validation import task_sets
 from agentrft.measure.preflight import only_warns
-from agentrft.store.datasets import read_demonstrations
+from agentrft.store.datasets import read_demonstrations, read_preferences
 from agentrft.store.errors import NotFoundError
 from agentrft.store.files import StoredFile
 from agentrft.store.home import Home
@@ -178,15 +192,24 @@ class LeasedJob:
                 concurrency=model.concurrency,
                 warn_only=warn_only,
             )
+        unseen, limit = files.validation, project.config.limits.max_context_tokens
+        if isinstance(method, PreferenceMethod):
+            pairs = project.preferences()
+            return check_preference(
+                self._work,
+                train=pairs,
+                validation=read_preferences(unseen, numbered=True) if unseen else (),
+                pairs=comparable(pairs, project, model.renderer),
+                limit_tokens=limit,
+                warn_only=warn_only,
+            )
         rows = project.demonstrations()
         return check_supervised(
             self._work,
             train=rows,
-            validation=(
-                read_demonstrations(files.validation, numbered=True) if files.validation else ()
-            ),
+            validation=read_demonstrations(unseen, numbered=True) if unseen else (),
             samples=rendered(rows, project, model.renderer),
-            limit_tokens=project.config.limits.max_context_tokens,
+            limit_tokens=limit,
             warn_only=warn_only,
         )
 
@@ -233,10 +256,13 @@ class LeasedJob:
         self._home.queue.save(self._lease, self._record)
         self._home.store.put_run(replace(self._work.run, status=RunStatus.RUNNING, error=None))
         with self._open_model(project, self._home, trained=True) as model:
-            if isinstance(self._record.method, ReinforcementMethod):
-                checkpoint = await self._reinforced(model, resolved)
-            else:
-                checkpoint = await self._imitated(model, resolved, files)
+            match self._record.method:
+                case ReinforcementMethod():
+                    checkpoint = await self._reinforced(model, resolved)
+                case PreferenceMethod():
+                    checkpoint = await self._preferred(model, resolved, files)
+                case SupervisedMethod():
+                    checkpoint = await self._imitated(model, resolved, files)
         if self._work.abandoned:
             raise Stopped(f"job {self._record.id} was called off in its last step")
         self._succeed(checkpoint)
@@ -281,6 +307,23 @@ class LeasedJob:
             config,
             first_step=first_step(trainer),
             held_out=held_out,
+            retention=Retention(best=BEST, best_of=resolved.looks_after),
+            follower=JobFollower(self._work, self._lease, self._record, resolved),
+        )
+
+    async def _preferred(
+        self, model: ServedModel, resolved: Resolved, files: JobFiles
+    ) -> Checkpoint:
+        config = resolved.methods.preference
+        trainer = self._trainer(model, config.trainer, "preference")
+        unseen = read_preferences(files.validation, numbered=True) if files.validation else ()
+        return await learn(
+            self._work,
+            trainer,
+            fitting_pairs(self._work, model, model.project.preferences()),
+            config,
+            first_step=first_step(trainer),
+            held_out=held_out_pairs(self._work, model, unseen, resolved.interval),
             retention=Retention(best=BEST, best_of=resolved.looks_after),
             follower=JobFollower(self._work, self._lease, self._record, resolved),
         )

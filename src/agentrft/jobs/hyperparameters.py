@@ -10,11 +10,23 @@ from typing import Any
 
 from agentrft.core.config import EvaluationConfig, Limits, Methods
 from agentrft.core.errors import ConfigError
-from agentrft.core.job import FineTuningMethod, ReinforcementMethod, SupervisedMethod
-from agentrft.core.training_config import ReinforcementConfig, SupervisedConfig, TrainerConfig
+from agentrft.core.job import (
+    FineTuningMethod,
+    PreferenceMethod,
+    ReinforcementMethod,
+    SupervisedMethod,
+)
+from agentrft.core.training_config import (
+    PreferenceConfig,
+    PreferenceLoss,
+    ReinforcementConfig,
+    SupervisedConfig,
+    TrainerConfig,
+)
 
 REINFORCEMENT_STEPS = 30
 SUPERVISED_STEPS = 50
+PREFERENCE_STEPS = 30
 """Steps that `n_epochs` `auto` aims at."""
 MOST_AUTO_EPOCHS = 10
 VALIDATIONS = 5
@@ -37,7 +49,7 @@ class Resolved:
     """A job's settings, ready to run."""
 
     methods: Methods
-    """The job's own method and its evaluation are resolved, the other method is the default."""
+    """The job's own method and its evaluation are resolved, the other methods are the defaults."""
     limits: Limits
     steps: int
     """Optimizer steps."""
@@ -68,34 +80,48 @@ def resolve(
     match method:
         case SupervisedMethod():
             return _supervised(method, limits, train_rows)
+        case PreferenceMethod():
+            return _preference(method, limits, train_rows)
         case ReinforcementMethod():
             return _reinforcement(method, limits, train_rows, validation_rows)
 
 
 def _supervised(method: SupervisedMethod, limits: Limits, rows: int) -> Resolved:
-    batch_size = _batch_size(method, min(max(4, rows // 16), 32), rows)
-    epochs = method.n_epochs or _epochs(SUPERVISED_STEPS, batch_size, rows)
-    multiplier = method.learning_rate_multiplier or 1.0
-    steps = math.ceil(epochs * rows / batch_size)
-    epoch_steps = min(math.ceil(rows / batch_size), steps)
+    passes = _passes(method, SUPERVISED_STEPS, rows)
     default = SupervisedConfig()
     config = replace(
         default,
-        steps=steps,
-        batch_size=batch_size,
-        trainer=_faster(default.trainer, multiplier),
+        steps=passes.steps,
+        batch_size=passes.batch_size,
+        trainer=_faster(default.trainer, passes.multiplier),
         checkpoint_interval=CHECKPOINT_INTERVAL,
     )
     return Resolved(
         methods=Methods(supervised=config),
         limits=limits,
-        steps=steps,
-        interval=epoch_steps,
-        shown={
-            "batch_size": batch_size,
-            "learning_rate_multiplier": multiplier,
-            "n_epochs": epochs,
-        },
+        steps=passes.steps,
+        interval=passes.epoch_steps,
+        shown=passes.shown,
+    )
+
+
+def _preference(method: PreferenceMethod, limits: Limits, rows: int) -> Resolved:
+    passes = _passes(method, PREFERENCE_STEPS, rows)
+    default = PreferenceConfig()
+    loss = PreferenceLoss(beta=method.beta)
+    config = replace(
+        default,
+        steps=passes.steps,
+        batch_size=passes.batch_size,
+        trainer=replace(_faster(default.trainer, passes.multiplier), preference=loss),
+        checkpoint_interval=CHECKPOINT_INTERVAL,
+    )
+    return Resolved(
+        methods=Methods(preference=config),
+        limits=limits,
+        steps=passes.steps,
+        interval=passes.epoch_steps,
+        shown={**passes.shown, "beta": loss.price},
     )
 
 
@@ -148,6 +174,42 @@ def _reinforcement(
             "eval_samples": samples,
             "reasoning_effort": effort,
         },
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Passes:
+    """How a job goes through its rows."""
+
+    batch_size: int
+    epochs: int
+    multiplier: float
+    rows: int
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.epochs * self.rows / self.batch_size)
+
+    @property
+    def epoch_steps(self) -> int:
+        return min(math.ceil(self.rows / self.batch_size), self.steps)
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "learning_rate_multiplier": self.multiplier,
+            "n_epochs": self.epochs,
+        }
+
+
+def _passes(method: SupervisedMethod | PreferenceMethod, steps: int, rows: int) -> _Passes:
+    batch_size = _batch_size(method, min(max(4, rows // 16), 32), rows)
+    return _Passes(
+        batch_size=batch_size,
+        epochs=method.n_epochs or _epochs(steps, batch_size, rows),
+        multiplier=method.learning_rate_multiplier or 1.0,
+        rows=rows,
     )
 
 

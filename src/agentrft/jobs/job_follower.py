@@ -4,13 +4,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agentrft.core.job import FineTuningJob, Lease, ReinforcementMethod
+from agentrft.core.job import FineTuningJob, Lease, PreferenceMethod, ReinforcementMethod
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Event
 from agentrft.jobs.context import Job
 from agentrft.jobs.following import StepResult
 from agentrft.jobs.hyperparameters import Resolved
-from agentrft.jobs.step_report import StepReport, reinforcement_report, supervised_report
+from agentrft.jobs.step_report import (
+    StepReport,
+    preference_report,
+    reinforcement_report,
+    supervised_report,
+)
 from agentrft.store.catalogue import CallableModel
 from agentrft.store.home import Home
 
@@ -74,6 +79,8 @@ class JobFollower:
                 train=result.train,
                 validation=result.validation or (),
             )
+        if isinstance(method, PreferenceMethod):
+            return preference_report(result.metrics, step=result.step, total_steps=total)
         return supervised_report(
             result.metrics,
             step=result.step,

@@ -46,7 +46,7 @@ async def preference(job: Job, model: ServedModel, start: Path | None) -> Checkp
             pairs,
             config,
             first_step=first_step(trainer),
-            held_out=held_out(job, model, unseen, interval),
+            held_out=held_out_pairs(job, model, unseen, interval),
             spec_hash=project.spec.hash,
         )
 
@@ -72,7 +72,7 @@ def fitting_pairs(job: Job, model: ServedModel, given: Sequence[Preference]) -> 
     return pairs
 
 
-def held_out(
+def held_out_pairs(
     job: Job, model: ServedModel, unseen: Sequence[Preference], interval: int
 ) -> HeldOut | None:
     """Return pairs to measure and not to learn from; None without any."""

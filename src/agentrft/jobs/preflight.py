@@ -16,10 +16,11 @@ from agentrft.core.job import JobError
 from agentrft.core.run import RolloutRecord
 from agentrft.core.sample import Sample
 from agentrft.core.seeds import derive_seed
-from agentrft.core.task import Demonstration, Task
+from agentrft.core.task import Demonstration, Preference, Task
 from agentrft.graders.reading import keys_read
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, stored_records
+from agentrft.jobs.pairs import Pair
 from agentrft.jobs.tool_probe import probe_tools
 from agentrft.measure.preflight import judge, numbers
 from agentrft.measure.preflight_facts import (
@@ -114,6 +115,25 @@ def check_supervised(
         method="supervised",
         rows=row_facts(train, validation),
         lengths=length_facts([sample.action_mask for sample in samples], limit_tokens),
+    )
+    return _concluded(job, facts, warn_only=warn_only)
+
+
+def check_preference(
+    job: Job,
+    *,
+    train: Sequence[Preference],
+    validation: Sequence[Preference],
+    pairs: Sequence[Pair],
+    limit_tokens: int,
+    warn_only: bool = False,
+) -> Preflight:
+    """Check a preference job: its rows, and how they fit the context once rendered as `pairs`."""
+    longer = [max(pair, key=lambda sample: len(sample.token_ids)) for pair in pairs]
+    facts = Facts(
+        method="dpo",
+        rows=row_facts(train, validation),
+        lengths=length_facts([sample.action_mask for sample in longer], limit_tokens),
     )
     return _concluded(job, facts, warn_only=warn_only)
 

@@ -36,6 +36,21 @@ SUPERVISED_COLUMNS = (
     "full_valid_loss",
     "full_valid_mean_token_accuracy",
 )
+PREFERENCE_FIGURES: Mapping[str, str] = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "preferred_reward": "preferred_reward",
+    "rejected_reward": "rejected_reward",
+    "kl": "kl_to_reference",
+    "mean_token_accuracy": "token_accuracy",
+}
+"""What the trainer calls each of them; all exist as `train_` and as `valid_`."""
+PREFERENCE_COLUMNS = (
+    "step",
+    *(f"train_{name}" for name in PREFERENCE_FIGURES),
+    *(f"valid_{name}" for name in PREFERENCE_FIGURES),
+)
 REINFORCEMENT_COLUMNS = (
     "step",
     "train_mean_reward",
@@ -164,8 +179,36 @@ def supervised_report(
     return StepReport(message=message, data=data)
 
 
+def preference_report(values: Mapping[str, float], *, step: int, total_steps: int) -> StepReport:
+    """Report a step on pairs. A validation always reads the whole file, so both twins agree."""
+    data: Figures = {
+        "step": step,
+        "total_steps": total_steps,
+        **{f"train_{name}": values.get(key) for name, key in PREFERENCE_FIGURES.items()},
+        **{
+            f"valid_{name}": values.get(f"validation_{key}")
+            for name, key in PREFERENCE_FIGURES.items()
+        },
+        "trained_tokens": values.get("action_tokens"),
+        "learning_rate": values.get("learning_rate"),
+        "timing": {"step": {"training": values.get("train_s")}},
+    }
+    for name in ("loss", "mean_token_accuracy"):
+        data[f"full_valid_{name}"] = data[f"valid_{name}"]
+    message = (
+        f"Step {step}/{total_steps}: training loss={_shown(data['train_loss'])}, "
+        f"accuracy={_shown(data['train_accuracy'])}, margin={_shown(data['train_margin'])}"
+    )
+    if data["valid_loss"] is not None:
+        message += (
+            f", full validation loss={_shown(data['valid_loss'])}, "
+            f"accuracy={_shown(data['valid_accuracy'])}"
+        )
+    return StepReport(message=message, data=data)
+
+
 def result_file(
-    method: Literal["supervised", "reinforcement"], steps: Iterable[Mapping[str, Any]]
+    method: Literal["supervised", "dpo", "reinforcement"], steps: Iterable[Mapping[str, Any]]
 ) -> bytes:
     """Return the result CSV from the `data` of all metrics events: one line per step, in order.
 
@@ -173,9 +216,9 @@ def result_file(
     """
     by_step = {data["step"]: data for data in steps}
     ordered = [by_step[step] for step in sorted(by_step)]
-    if method == "supervised":
-        lines = [{key: data.get(key) for key in SUPERVISED_COLUMNS} for data in ordered]
-        return _csv(SUPERVISED_COLUMNS, lines)
+    if method != "reinforcement":
+        columns = SUPERVISED_COLUMNS if method == "supervised" else PREFERENCE_COLUMNS
+        return _csv(columns, [{key: data.get(key) for key in columns} for data in ordered])
     lines = [_reinforcement_line(data) for data in ordered]
     # A rare error family appears late; before that its cells are empty.
     return _csv(list(dict.fromkeys((*REINFORCEMENT_COLUMNS, *itertools.chain(*lines)))), lines)

@@ -7,7 +7,13 @@ from typing import Any, cast
 
 from agentrft.core.config import DataFiles, HttpTool, ProjectConfig
 from agentrft.core.errors import StoreError
-from agentrft.core.job import REDACTED, FineTuningJob, ReinforcementMethod
+from agentrft.core.job import (
+    REDACTED,
+    FineTuningJob,
+    PreferenceMethod,
+    ReinforcementMethod,
+    SupervisedMethod,
+)
 from agentrft.core.protocols import Grader, OpenEnvironment
 from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Task, ToolCall, ToolSpec
@@ -72,7 +78,8 @@ def tuning_project(
                 train=training,
                 validation=str(files.validation or ""),
                 holdout="",
-                demonstrations="" if isinstance(method, ReinforcementMethod) else training,
+                demonstrations=training if isinstance(method, SupervisedMethod) else "",
+                preferences=training if isinstance(method, PreferenceMethod) else "",
             ),
             limits=limits,
             grader=dict(declared),

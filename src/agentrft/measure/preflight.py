@@ -85,7 +85,7 @@ def _too_few_rows(facts: Facts) -> str:
 
 
 def _too_few_to_imitate(facts: Facts) -> str:
-    return _too_few_rows(facts) if facts.method == "supervised" else ""
+    return _too_few_rows(facts) if facts.method != "reinforcement" else ""
 
 
 def _too_few_to_reinforce(facts: Facts) -> str:
@@ -96,9 +96,10 @@ def _nothing_to_learn(facts: Facts) -> str:
     lengths = facts.lengths
     if lengths is None or lengths.unlearnable < lengths.rendered:
         return ""
+    has = "outputs that differ" if facts.method == "dpo" else "an assistant token"
     return (
-        f"no training row has an assistant token within the context of {lengths.limit_tokens} "
-        "tokens; shorten the rows"
+        f"no training row has {has} within the context of {lengths.limit_tokens} tokens; "
+        "shorten the rows"
     )
 
 
@@ -255,6 +256,11 @@ def _duplicates(facts: Facts) -> str:
     return f"{count} training rows repeat the messages of another row" if count else ""
 
 
+def _equal_outputs(facts: Facts) -> str:
+    count = facts.rows.equal_outputs
+    return f"{count} training rows prefer an output to itself; they are left out" if count else ""
+
+
 def _shared(facts: Facts) -> str:
     count = facts.rows.shared
     return (
@@ -318,6 +324,7 @@ RULES: tuple[Rule, ...] = (
     Rule("warn", "little_spread", "training_file", _little_spread),
     Rule("warn", "truncated", None, _truncated),
     Rule("warn", "duplicate_rows", "training_file", _duplicates),
+    Rule("warn", "equal_outputs", "training_file", _equal_outputs),
     Rule("warn", "shared_rows", "validation_file", _shared),
     Rule("warn", "uneven_tools", "training_file", _some_tools),
     Rule("warn", "uneven_keys", "training_file", _uneven_keys),

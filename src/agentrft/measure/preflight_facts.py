@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agentrft.core.grade import GradedTrajectory, Outcome
-from agentrft.core.task import Demonstration, Task
+from agentrft.core.task import Demonstration, Preference, Task
 from agentrft.core.trajectory import FailureKind, StopReason, Trajectory
 
 SAME = 1e-9
@@ -32,9 +32,11 @@ class RowFacts:
     with_tools: int
     """Training rows that list tools."""
     duplicates: int
-    """Training rows whose messages and tools an earlier one has."""
+    """Training rows whose messages (of a pair: with both outputs) and tools an earlier one has."""
     shared: int
     """Validation rows whose messages and tools a training row has."""
+    equal_outputs: int = 0
+    """Training pairs whose two outputs are the same."""
     uneven_keys: tuple[str, ...] = ()
     """Extra keys that only some training rows have."""
     missing: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -47,17 +49,17 @@ class RowFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthFacts:
-    """How supervised rows fit into the context."""
+    """How supervised rows, or pairs, fit into the context."""
 
     rendered: int
-    """Rows that have something to imitate at all."""
+    """Rows that have something to imitate, or to compare, at all."""
     limit_tokens: int
     mean_tokens: float | None
     longest_tokens: int
     cut: int
     """Rows longer than the limit."""
     unlearnable: int
-    """Rendered rows without a token to imitate within the limit."""
+    """Rendered rows without a token that carries loss within the limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +138,7 @@ class GraderFacts:
 class Facts:
     """Everything that was measured; what was not is None."""
 
-    method: Literal["supervised", "reinforcement"]
+    method: Literal["supervised", "dpo", "reinforcement"]
     rows: RowFacts
     lengths: LengthFacts | None = None
     tools: tuple[ToolFacts, ...] = ()
@@ -144,14 +146,18 @@ class Facts:
     grader: GraderFacts | None = None
 
 
+Row = Task | Demonstration | Preference
+
+
 def row_facts(
-    train: Sequence[Task] | Sequence[Demonstration],
-    validation: Sequence[Task] | Sequence[Demonstration],
+    train: Sequence[Row],
+    validation: Sequence[Row],
     *,
     grader_keys: Sequence[str] = (),
 ) -> RowFacts:
     """Look at the rows; `grader_keys` are the keys of `item` that the grader reads."""
-    prompts = Counter(_prompt(row) for row in train)
+    prompts = Counter(_content(row) for row in train)
+    pairs = [row for row in train if isinstance(row, Preference)]
     items = [row.row for row in train if isinstance(row, Task)]
     have = Counter(key for item in items for key in item if key not in RESERVED)
     held = {key: [str(item[key]) for item in items if key in item] for key in grader_keys}
@@ -160,7 +166,8 @@ def row_facts(
         validation_rows=len(validation),
         with_tools=sum(bool(row.tools) for row in train),
         duplicates=len(train) - len(prompts),
-        shared=sum(_prompt(row) in prompts for row in validation),
+        shared=sum(_content(row) in prompts for row in validation),
+        equal_outputs=sum(pair.preferred == pair.rejected for pair in pairs),
         uneven_keys=tuple(sorted(key for key, count in have.items() if count < len(items))),
         missing={
             key: len(items) - len(values)
@@ -179,7 +186,7 @@ def row_facts(
 
 
 def length_facts(action_masks: Sequence[Sequence[bool]], limit_tokens: int) -> LengthFacts:
-    """Measure rendered rows, each as the mask of its tokens to imitate."""
+    """Measure rendered rows, each as the mask of its tokens that carry loss."""
     lengths = [len(mask) for mask in action_masks]
     return LengthFacts(
         rendered=len(lengths),
@@ -270,8 +277,9 @@ def grader_facts(
     )
 
 
-def _prompt(row: Task | Demonstration) -> object:
-    return row.messages, tuple(tool.name for tool in row.tools)
+def _content(row: Row) -> object:
+    outputs = (row.preferred, row.rejected) if isinstance(row, Preference) else ()
+    return row.messages, outputs, tuple(tool.name for tool in row.tools)
 
 
 def _is_cut_off(trajectory: Trajectory) -> bool:

@@ -14,8 +14,13 @@ from agentrft.core.job import (
 )
 from agentrft.server.wire import Reply
 
-_SUPERVISED = ("batch_size", "learning_rate_multiplier", "n_epochs")
-_REINFORCEMENT = (*_SUPERVISED, "compute_multiplier", "eval_interval", "eval_samples")
+_EVERY = ("batch_size", "learning_rate_multiplier", "n_epochs")
+_HYPERPARAMETERS: Mapping[str, Sequence[str]] = {
+    "supervised": _EVERY,
+    "dpo": (*_EVERY, "beta"),
+    "reinforcement": (*_EVERY, "compute_multiplier", "eval_interval", "eval_samples"),
+}
+"""By method, those that `auto` may stand for."""
 
 
 class ErrorReply(Reply):
@@ -67,7 +72,6 @@ class JobReply(Reply):
 def job_reply(state: JobState, *, organization: str, now: float, silence_s: float) -> JobReply:
     """Return a job as it stands; a worker silent for longer than `silence_s` has stalled."""
     job = state.job
-    supervised = isinstance(job.method, SupervisedMethod)
     settings = _hyperparameters(job)
     error = job.error
     return JobReply(
@@ -87,9 +91,9 @@ def job_reply(state: JobState, *, organization: str, now: float, silence_s: floa
         seed=job.seed,
         estimated_finish=_seconds(job.estimated_finish),
         integrations=job.integrations,
-        hyperparameters=settings if supervised else {},
+        hyperparameters=settings if isinstance(job.method, SupervisedMethod) else {},
         metadata=job.metadata,
-        eval_id=None if supervised else eval_id(job.id),
+        eval_id=eval_id(job.id) if isinstance(job.method, ReinforcementMethod) else None,
         method={"type": job.method.type, job.method.type: _method(job.method, settings)},
         preflight=job.preflight,
         worker=_worker(state, now, silence_s),
@@ -116,7 +120,7 @@ def _worker(state: JobState, now: float, silence_s: float) -> WorkerReply | None
 def _hyperparameters(job: FineTuningJob) -> dict[str, Any]:
     """Return what was asked for, `auto` where nothing was, and over it what that came to."""
     given = asdict(job.method)
-    names = _SUPERVISED if isinstance(job.method, SupervisedMethod) else _REINFORCEMENT
+    names = _HYPERPARAMETERS[job.method.type]
     settings = {name: "auto" if given[name] is None else given[name] for name in names}
     if isinstance(job.method, ReinforcementMethod):
         settings["reasoning_effort"] = job.method.reasoning_effort
@@ -124,7 +128,7 @@ def _hyperparameters(job: FineTuningJob) -> dict[str, Any]:
 
 
 def _method(method: FineTuningMethod, settings: Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(method, SupervisedMethod):
+    if not isinstance(method, ReinforcementMethod):
         return {"hyperparameters": settings}
     answer = method.response_format
     return {

@@ -15,6 +15,7 @@ from agentrft.core.job import (
     REDACTED,
     FineTuningJob,
     FineTuningMethod,
+    PreferenceMethod,
     ReinforcementMethod,
     SupervisedMethod,
 )
@@ -73,12 +74,6 @@ def asked(server: Server, project: str, job_id: str, body: JobBody, now: float) 
     _check_wishes(body.metadata or {})
     method, secrets = _method(server, project, body)
     _check_files(server, project, body, method)
-    if method is None:
-        raise bad_request(
-            "Method 'dpo' is not available on this server yet; the request itself is valid.",
-            "method.type",
-            "method_not_available",
-        )
     if body.validation_file is None and isinstance(method, ReinforcementMethod):
         warnings.append(
             "There is no validation_file, so no validation reward will be measured and the best "
@@ -134,13 +129,12 @@ def _model(server: Server, project: str, name: str, warnings: list[str]) -> tupl
     return tuned.base, tuned.path
 
 
-def _method(
-    server: Server, project: str, body: JobBody
-) -> tuple[FineTuningMethod | None, dict[str, str]]:
-    """Return the method with its secrets apart; None stands for one that is not available here."""
+def _method(server: Server, project: str, body: JobBody) -> tuple[FineTuningMethod, dict[str, str]]:
+    """Return the method with its secrets apart."""
     method = body.method or MethodBody(type="supervised")
     if method.type == "dpo":
-        return None, {}
+        wished = method.dpo and method.dpo.hyperparameters
+        return PreferenceMethod(**(wished.model_dump() if wished else {})), {}
     if method.reinforcement is not None:
         return _reinforcement(server, project, method.reinforcement)
     given = method.supervised or SupervisedBody()
@@ -245,11 +239,8 @@ def _response_format(given: Mapping[str, Any] | None) -> Mapping[str, Any] | Non
     return {"name": name, "schema": form["schema"], "strict": bool(strict)}
 
 
-def _check_files(
-    server: Server, project: str, body: JobBody, method: FineTuningMethod | None
-) -> None:
+def _check_files(server: Server, project: str, body: JobBody, method: FineTuningMethod) -> None:
     """Check every row of the files that the job names."""
-    kind = "dpo" if method is None else method.type
     offered = _offered(method)
     for param, file_id in (
         ("training_file", body.training_file),
@@ -274,7 +265,7 @@ def _check_files(
         try:
             count = check_rows(
                 server.home.files.path(file),
-                kind,
+                method.type,
                 validation=param == "validation_file",
                 tools=offered,
             )
@@ -289,7 +280,7 @@ def _check_files(
             )
 
 
-def _offered(method: FineTuningMethod | None) -> frozenset[str] | None:
+def _offered(method: FineTuningMethod) -> frozenset[str] | None:
     """Return the tools that rows may list; None if rows bring their own."""
     if not isinstance(method, ReinforcementMethod) or not method.tools:
         return None

@@ -28,6 +28,11 @@ MAX_ATTEMPTS = 5
 
 _jobs = schema.jobs
 _WISHED = {Wish.PAUSE: JobStatus.PAUSED, Wish.CANCEL: JobStatus.CANCELLED}
+_METHODS = {
+    "supervised": Method.SUPERVISED,
+    "dpo": Method.PREFERENCE,
+    "reinforcement": Method.REINFORCEMENT,
+}
 _HELD = {JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.RUNNING}
 _GIVEN_BACK = {JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED}
 
@@ -380,7 +385,7 @@ def _run_of(job: FineTuningJob) -> Run:
     return Run(
         id=job.id,
         project=job.project,
-        method=Method(job.method.type),
+        method=_METHODS[job.method.type],
         status=_run_status(job.status),
         seed=job.seed,
         created_at=job.created_at,
