@@ -77,3 +77,17 @@ def test_two_stages_draw_the_same_seeds(tmp_path: Path) -> None:
     measure(a_job(tmp_path / "a", Method.EVALUATION), one)
     measure(a_job(tmp_path / "b", Method.EVALUATION), other)
     assert [r.seed for r in one.requests] == [r.seed for r in other.requests]
+
+
+def test_rollouts_that_ended_out_of_order_are_not_made_twice(tmp_path: Path) -> None:
+    whole = measure(
+        a_job(tmp_path / "a", Method.EVALUATION),
+        ScriptedSampler(yes_or_no),
+        EvaluationConfig(samples_per_task=2),
+    )
+    job = a_job(tmp_path / "b", Method.EVALUATION)
+    overtook = [whole[-1]]  # the second rollout of the last task
+    job.append(overtook)
+    again = measure(job, ScriptedSampler(yes_or_no), EvaluationConfig(samples_per_task=2))
+    seeds = [record.graded.trajectory.seed for record in again]
+    assert sorted(seeds) == sorted(record.graded.trajectory.seed for record in whole)

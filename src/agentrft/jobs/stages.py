@@ -109,7 +109,11 @@ async def evaluation(
         records = stored_records(job, measurement)
     else:
         async with job.running():
-            job.note_result(split=measurement.split, spec_hash=model.project.spec.hash)
+            job.note_result(
+                split=measurement.split,
+                spec_hash=model.project.spec.hash,
+                checkpoint=str(checkpoint or ""),
+            )
             setup = await serving(job, model, checkpoint)
             records = await evaluate(
                 job,
