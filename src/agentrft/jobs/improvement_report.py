@@ -72,6 +72,13 @@ def reported(
 
 def report_again(home: Home, run_id: str) -> tuple[Report, Path]:
     """Rebuild the report of an improvement from the store, as far as it got; return where it lies."""
+    report, folder = rebuilt(home, run_id), home.report(run_id)
+    write_report(report, folder)
+    return report, folder
+
+
+def rebuilt(home: Home, run_id: str) -> Report:
+    """Return the report of what a run with stages left behind. Raises UserError if that is nothing."""
     job = Job(
         home=home, run=home.store.run(run_id), progress=SilentProgress(), stop=asyncio.Event()
     )
@@ -84,10 +91,7 @@ def report_again(home: Home, run_id: str) -> tuple[Report, Path]:
     drawn = children.get(BEST_OF)
     control = StageResult(name=BEST_OF, records=drawn.read_all(RolloutRecord)) if drawn else None
     config = load_config(ProjectConfig, job.run.config, run_id)
-    report = reported(job, config, stages, climbed=climbed, control=control)
-    folder = home.report(run_id)
-    write_report(report, folder)
-    return report, folder
+    return reported(job, config, stages, climbed=climbed, control=control)
 
 
 def children_of(job: Job) -> dict[str, Job]:

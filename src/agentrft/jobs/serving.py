@@ -75,6 +75,8 @@ class OpenWeights:
     open_trainer: OpenTrainer
     verify: Callable[[Path], None]
     """Raises StoreError for a damaged checkpoint folder."""
+    changed: Callable[[Path], bool]
+    """Whether a checkpoint's weights, as they would be served, differ from the model's own."""
 
     @property
     def concurrency(self) -> int:
@@ -94,7 +96,11 @@ class OpenWeights:
     def resumed_trainer(
         self, job: Job, config: TrainerConfig, loss: LossName, start: Path | None
     ) -> Trainer:
-        """Open the trainer where the job was left, else at `start`, else at the base model."""
+        """Open the trainer where the job was left, else at `start`, else at the base model.
+
+        The run notes its start, so that what led to its weights can be found.
+        """
+        job.note_result(start=str(start or ""))
         resume = resume_point(job, self.verify)
         return self._trainer(
             config, loss, job.run.seed, resume=resume, start=None if resume else start
@@ -169,6 +175,10 @@ class EndpointModel:
         """Raises UserError."""
         raise no_weights(self.endpoint.model)
 
+    def changed(self, *_: object) -> NoReturn:
+        """Raises UserError."""
+        raise no_weights(self.endpoint.model)
+
 
 ServedModel = OpenWeights | EndpointModel
 
@@ -216,6 +226,7 @@ def served_model(
         yield _endpoint_model(project, project.config.endpoint, job)
         return
     from agentrft.inference.embedded.engine import EmbeddedEngine
+    from agentrft.training.change import changed
     from agentrft.training.trainer import LocalTrainer
 
     files = resolve(project.config.model, cache=home.models)
@@ -237,6 +248,7 @@ def served_model(
             project=project,
             open_trainer=partial(LocalTrainer, files.folder),
             verify=verify_checkpoint,
+            changed=partial(changed, base=files.folder),
         )
     finally:
         engine.close()
