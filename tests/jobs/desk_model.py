@@ -150,6 +150,7 @@ def a_model(
         project=project,
         open_trainer=open_trainer,
         verify=lambda folder: None,
+        changed=lambda folder: True,
     )
 
 

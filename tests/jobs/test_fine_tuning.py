@@ -26,7 +26,7 @@ from tuning import (
 )
 
 from agentrft.core.errors import LeaseLostError, SamplerError, StoreError
-from agentrft.core.job import JobStatus
+from agentrft.core.job import FineTuningMethod, JobStatus
 from agentrft.core.protocols import SampleRequest
 from agentrft.core.run import RolloutRecord, RunStatus, StepMetrics
 from agentrft.jobs.fine_tuning import Interruption, LeasedJob
@@ -181,6 +181,33 @@ def test_pairs_that_say_nothing_are_told_and_left_out_or_fail_the_job(tmp_path: 
     failed = home.queue.get("ftjob-1").job
     assert failed.error is not None
     assert failed.error.code == "invalid_training_file"
+
+
+@pytest.mark.parametrize("method", [SUPERVISED, PREFERENCE, REINFORCEMENT])
+def test_a_job_whose_weights_equal_the_base_fails_and_says_why(
+    tmp_path: Path, method: FineTuningMethod
+) -> None:
+    home, model = a_home(tmp_path), FakeModel(changed=False)
+    submitted(home, method)
+    failed = finished(home, model).job
+    assert failed.status is JobStatus.FAILED
+    assert failed.error is not None
+    assert failed.error.code == "weights_unchanged"
+    assert f"method.{method.type}.hyperparameters" in failed.error.message
+    assert failed.fine_tuned_model is None
+    assert not [model for model in home.catalogue.of_job("ftjob-1") if model.final]
+
+
+def test_a_job_that_never_found_spread_fails_whatever_weights_it_began_from(tmp_path: Path) -> None:
+    home, model = a_home(tmp_path), FakeModel()
+    submitted(home, ALONE, validation=[])
+    carried_out(home, model)
+    model.script = lambda request: says("no")
+    carried_out(home, model)
+    failed = home.queue.get("ftjob-1").job
+    assert failed.error is not None
+    assert failed.error.code == "weights_unchanged"
+    assert "nothing to reinforce" in failed.error.message
 
 
 def test_messages_of_weight_zero_are_not_imitated(tmp_path: Path) -> None:

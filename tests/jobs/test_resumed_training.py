@@ -1,6 +1,7 @@
 """Stopped amid its steps and resumed, a run on real weights ends bit for bit as one that was not."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from agentrft.core.sample import Sample
 from agentrft.inference.renderer import load_renderer
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.distillation import distillation
+from agentrft.jobs.preference import preference
 from agentrft.jobs.project import Project
 from agentrft.jobs.rejection import rejection
 from agentrft.jobs.serving import OpenTrainer
@@ -27,14 +29,26 @@ RUN = {
     Method.SUPERVISED: warm_start,
     Method.REJECTION: rejection,
     Method.DISTILLATION: distillation,
+    Method.PREFERENCE: preference,
+}
+HELD_OUT_PAIR = {
+    "input": {"messages": [{"role": "user", "content": "where is W80?"}]},
+    "preferred_output": [{"role": "assistant", "content": "W80 is sent."}],
+    "non_preferred_output": [{"role": "assistant", "content": "I do not know."}],
 }
 EXACT = """
 [data]
 demonstrations = "demonstrations.jsonl"
 held_out_demonstrations = "demonstrations.jsonl"
+held_out_preferences = "pairs.jsonl"
 [methods.supervised]
 steps = 4
 batch_size = 2
+checkpoint_interval = 3
+[methods.preference]
+steps = 4
+batch_size = 2
+samples = 4
 checkpoint_interval = 3
 """
 
@@ -77,9 +91,10 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, method: Method
     exact = "".join(
         f'[methods.{name}.trainer]\ndtype = "float32"\ndevice = "cpu"\nthreads = 1\n'
         "deterministic = true\n"
-        for name in ("supervised", "rejection.supervised", "distillation.supervised")
+        for name in ("supervised", "rejection.supervised", "distillation.supervised", "preference")
     )
     project = a_desk(tmp_path / "desk", toml=EXACT + exact)
+    (project.folder / "pairs.jsonl").write_text(json.dumps(HELD_OUT_PAIR))
     whole = a_training(tmp_path / "whole", method)
     expected = trained(whole, project, folder, partial(LocalTrainer, folder))
     job = a_training(tmp_path / "home", method)

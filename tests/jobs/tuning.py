@@ -88,6 +88,8 @@ class FakeModel:
     """The one that carries the job out."""
     on_step: Callable[[int], None] = lambda steps_done: None
     """Called on the trainer's thread."""
+    changed: bool = True
+    """Whether training changes anything that would be served."""
 
     @contextmanager
     def __call__(self, project: Project, home: Home, *, trained: bool) -> Iterator[ServedModel]:
@@ -97,6 +99,7 @@ class FakeModel:
             project=project,
             open_trainer=self.open_trainer,
             verify=lambda folder: None,
+            changed=lambda folder: self.changed,
         )
 
     def open_trainer(

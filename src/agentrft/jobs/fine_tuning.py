@@ -27,6 +27,7 @@ from agentrft.core.errors import (
     boundary,
 )
 from agentrft.core.job import (
+    FineTuningMethod,
     JobError,
     JobStatus,
     Lease,
@@ -263,9 +264,12 @@ class LeasedJob:
                     checkpoint = await self._preferred(model, resolved, files)
                 case SupervisedMethod():
                     checkpoint = await self._imitated(model, resolved, files)
-        if self._work.abandoned:
-            raise Stopped(f"job {self._record.id} was called off in its last step")
-        self._succeed(checkpoint)
+            if self._work.abandoned:
+                raise Stopped(f"job {self._record.id} was called off in its last step")
+            trained = self._trained_tokens()
+            if not trained or not model.changed(Path(checkpoint.path)):
+                raise JobFailedError(_unchanged(self._record.method, trained))
+        self._succeed(checkpoint, trained)
 
     async def _reinforced(self, model: ServedModel, resolved: Resolved) -> Checkpoint:
         config, project = resolved.methods.reinforcement, model.project
@@ -403,10 +407,13 @@ class LeasedJob:
                 JobError(code=f"invalid_{param}", message=f"{file_id}: {error}", param=param)
             ) from error
 
-    def _succeed(self, checkpoint: Checkpoint) -> None:
+    def _trained_tokens(self) -> int:
+        steps = self._work.read_all(StepMetrics)
+        return int(sum(step.values.get("sample_tokens", 0.0) for step in steps))
+
+    def _succeed(self, checkpoint: Checkpoint, trained: int) -> None:
         file = self._write_results()
         self._drop_what_nobody_can_call(checkpoint)
-        trained = sum(m.values.get("sample_tokens", 0.0) for m in self._work.read_all(StepMetrics))
         # Last, so that a job which does not succeed leaves no final model behind.
         model = register(self._home, self._lease, self._record, checkpoint, final=True)
         self._finish(
@@ -415,7 +422,7 @@ class LeasedJob:
             "The job has successfully completed",
             fine_tuned_model=model.id,
             result_files=(file.id,),
-            trained_tokens=int(trained),
+            trained_tokens=trained,
         )
 
     def _write_results(self) -> StoredFile:
@@ -483,6 +490,25 @@ class LeasedJob:
             self._record, status=status, finished_at=now, estimated_finish=None, **result
         )
         self._home.queue.finish(self._lease, record, events)
+
+
+def _unchanged(method: FineTuningMethod, trained_tokens: int) -> JobError:
+    """Say why there is no new model, although all steps were made."""
+    if not trained_tokens:
+        why = (
+            "no task's rollouts scored differently in any step, so there was nothing to reinforce; "
+            "give partial credit, choose tasks that succeed sometimes, or raise compute_multiplier"
+        )
+    else:
+        why = (
+            "the learning rate is so small, or the steps so few, that rounded to the precision of the "
+            f"model nothing moved; raise method.{method.type}.hyperparameters.learning_rate_multiplier"
+        )
+    return JobError(
+        code="weights_unchanged",
+        message=f"training left the weights as they were: {why}",
+        param=None,
+    )
 
 
 def _failing(error: StormError) -> JobError:
