@@ -1,22 +1,39 @@
 """Demonstrations to imitate, rendered under a spec: what is fed in, and what carries loss."""
 
+import asyncio
 import importlib.util
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders import a_job
 
-from agentrft.core.config import ProjectConfig
+from agentrft.core.config import Limits, ProjectConfig
+from agentrft.core.policy import Checkpoint
+from agentrft.core.run import Event, Method, StepMetrics
+from agentrft.core.sample import Sample
 from agentrft.core.spec import AgentSpec, Rendering, Section, Shown, ToolView
 from agentrft.core.task import Demonstration, Message, ToolCall
+from agentrft.core.training_config import SupervisedConfig
 from agentrft.graders.fixed import FixedGrader
-from agentrft.inference.renderer import load_renderer
+from agentrft.inference.renderer import ChatRenderer, load_renderer
+from agentrft.jobs.context import Job
 from agentrft.jobs.project import Project
-from agentrft.jobs.supervised import imitated, rendered
+from agentrft.jobs.supervised import (
+    HeldOut,
+    demonstration_samples,
+    imitate,
+    imitated,
+    rendered,
+)
 from agentrft.rollout.environment import Environment, python_environment, tool_specs
 from agentrft.rollout.harness import Harness
 from agentrft.rollout.tools import tool
+from agentrft.store.datasets import read_demonstrations
+from agentrft.training.credit import imitation
+from agentrft.training.recording import RecordingTrainer
 
 _path = Path(__file__).parents[1] / "inference" / "conftest.py"
 _spec = importlib.util.spec_from_file_location("tiny_families", _path)
@@ -119,3 +136,158 @@ def test_under_a_default_spec_nothing_is_added(tmp_path: Path) -> None:
     ids, mask = renderer.demonstration(demonstration.messages, tool_specs(Desk))
     assert sample.token_ids == ids
     assert sum(sample.action_mask) < sum(mask)
+
+
+def a_row(**changes: object) -> dict[str, object]:
+    """Two calls at once, a second turn, and a third one, each of the assistant's."""
+    calls = [
+        {
+            "id": f"call_{n}",
+            "type": "function",
+            "function": {"name": "get_order", "arguments": f'{{"order_id": "W{n}"}}'},
+        }
+        for n in (1, 2)
+    ]
+    messages = [
+        {"role": "user", "content": "where are W1 and W2?"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sent"},
+        {"role": "tool", "tool_call_id": "call_2", "content": "lost"},
+        {"role": "assistant", "content": "W1 is sent, W2 lost.", "weight": 0},
+        {"role": "user", "content": "and now?"},
+        {"role": "assistant", "content": "I asked again."},
+    ]
+    return {"messages": messages, "parallel_tool_calls": True, **changes}
+
+
+def read(folder: Path, *rows: Mapping[str, object]) -> tuple[Demonstration, ...]:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return read_demonstrations(path)
+
+
+def acted(sample: Sample, renderer: ChatRenderer) -> str:
+    return renderer.decode(
+        [i for i, action in zip(sample.token_ids, sample.action_mask, strict=True) if action]
+    )
+
+
+@pytest.mark.parametrize("family", sorted(set(APPENDING) - {"llama3"}))
+def test_several_calls_of_one_turn_are_imitated_and_a_turn_of_weight_0_is_not(
+    tmp_path: Path, family: str
+) -> None:
+    renderer = load_renderer(tiny_families.write_family(family, tmp_path / family))
+    (sample,) = rendered(read(tmp_path, a_row()), a_project(tmp_path, AgentSpec()), renderer)
+    text = acted(sample, renderer)
+    assert text.index("W1") < text.index("W2") < text.index("I asked again.")
+    assert "lost" not in text
+    assert "W1 is sent, W2 lost." in renderer.decode(sample.token_ids)
+    begin = sample.action_mask.index(True)
+    end = sample.action_mask.index(False, begin)
+    parsed = renderer.parse(sample.token_ids[begin:end], tool_specs(Desk))
+    assert [call.arguments for call in parsed.message.tool_calls] == [
+        '{"order_id": "W1"}',
+        '{"order_id": "W2"}',
+    ]
+
+
+def test_every_row_is_told_about_its_own_tools(tmp_path: Path) -> None:
+    renderer = load_renderer(tiny_families.write_family("smollm2", tmp_path / "smollm2"))
+    project = replace(a_project(tmp_path, AgentSpec()), tools=())
+
+    def offered(name: str) -> list[dict[str, object]]:
+        return [{"type": "function", "function": {"name": name}}]
+
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    rows = [{"messages": said, "tools": offered(name)} for name in ("cancel", "refund")]
+    first, second = (
+        renderer.decode(sample.token_ids)
+        for sample in rendered(read(tmp_path, *rows), project, renderer)
+    )
+    assert "cancel(" in first
+    assert "refund(" not in first
+    assert "refund(" in second
+
+
+def test_long_rows_are_cut_at_the_end_and_counted(tmp_path: Path) -> None:
+    renderer = load_renderer(tiny_families.write_family("smollm2", tmp_path / "smollm2"))
+    weightless = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello", "weight": 0},
+    ]
+    rows = read(tmp_path, a_row(id="long"), {"messages": weightless})
+    whole = a_project(tmp_path, AgentSpec())
+    (sample,) = rendered(rows, whole, renderer)
+    limit = len(sample.token_ids) - 2
+    project = replace(whole, spec=AgentSpec(limits=Limits(max_context_tokens=limit)))
+    job = a_job(tmp_path / "home", Method.SUPERVISED)
+    (cut,) = demonstration_samples(job, project, renderer, rows)
+    assert cut.token_ids == sample.token_ids[:limit]
+    assert cut.action_mask == sample.action_mask[:limit]
+    (warning,) = job.read_all(Event)
+    assert warning.level == "warn"
+    assert warning.message.startswith("1 of 2 conversations are longer than max_context_tokens")
+    assert "1 have nothing to imitate" in warning.message
+
+
+class Overfitting(RecordingTrainer):
+    """Its held-out loss falls until the fourth step and rises then."""
+
+    def measure(self, samples: Sequence[Sample]) -> Mapping[str, float]:
+        return {"loss": 1.0 + abs(self.steps_done - 4), "token_accuracy": self.steps_done / 10}
+
+
+def imitated_by(
+    job: Job,
+    trainer: RecordingTrainer,
+    *,
+    held_out_interval: int = 2,
+    steps: int,
+    checkpoint_interval: int,
+) -> None:
+    rows = [imitation((1, n, 9), (False, True, True), f"row-{n}") for n in range(6)]
+    config = SupervisedConfig(steps=steps, batch_size=3, checkpoint_interval=checkpoint_interval)
+
+    async def main() -> None:
+        async with job.running():
+            held_out = HeldOut(samples=rows[:1], interval=held_out_interval)
+            first = trainer.cursor.get("step", 0)
+            await imitate(job, trainer, rows, config, first_step=first, held_out=held_out)
+
+    asyncio.run(main())
+
+
+def test_held_out_rows_are_measured_and_their_best_checkpoint_stays(tmp_path: Path) -> None:
+    job = a_job(tmp_path, Method.SUPERVISED)
+    imitated_by(job, Overfitting(), steps=9, checkpoint_interval=5)
+    looks = {
+        m.step: (m.values["validation_loss"], m.values["validation_token_accuracy"])
+        for m in job.read_all(StepMetrics)
+        if "validation_loss" in m.values
+    }
+    assert looks == {2: (3.0, 0.2), 4: (1.0, 0.4), 6: (3.0, 0.6), 8: (5.0, 0.8), 9: (6.0, 0.9)}
+    kept = [c.step for c in job.read_all(Checkpoint) if Path(c.path).is_dir()]
+    assert kept == [4, 5, 9]
+    assert job.run.result["best_step"] == 4
+    assert job.run.result["held_out_before"] == {
+        "validation_loss": 5.0,
+        "validation_token_accuracy": 0.0,
+    }
+    told = [event.message for event in job.read_all(Event)]
+    assert told[0] == "before step 1: held out: loss 5.000, token accuracy 0.000"
+    assert told[2] == "step 4: held out: loss 1.000, token accuracy 0.400"
+
+
+def test_an_interval_of_0_keeps_a_checkpoint_of_each_epoch(tmp_path: Path) -> None:
+    job = a_job(tmp_path, Method.SUPERVISED)
+    imitated_by(job, RecordingTrainer(), held_out_interval=100, steps=7, checkpoint_interval=0)
+    assert [checkpoint.step for checkpoint in job.read_all(Checkpoint)] == [2, 4, 6, 7]
+
+
+def test_the_best_loss_of_before_a_kill_still_counts(tmp_path: Path) -> None:
+    job = a_job(tmp_path, Method.SUPERVISED)
+    imitated_by(job, Overfitting(), steps=5, checkpoint_interval=5)
+    again = Overfitting.resumed(Path(job.checkpoint().path))
+    imitated_by(job, again, steps=9, checkpoint_interval=5)
+    kept = [c.step for c in job.read_all(Checkpoint) if Path(c.path).is_dir()]
+    assert kept == [4, 5, 9]
