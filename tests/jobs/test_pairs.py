@@ -17,7 +17,7 @@ from agentrft.core.sample import Sample
 from agentrft.core.spec import AgentSpec, Section
 from agentrft.core.task import Message, Preference
 from agentrft.core.trajectory import Failure, FailureKind
-from agentrft.jobs.pairs import comparable, mined, parting, rendered_pair
+from agentrft.jobs.pairs import Mined, comparable, mined, parting, rendered_pair
 from agentrft.jobs.project import Project
 from agentrft.rollout.environment import python_environment
 from agentrft.rollout.scripted import ScriptedEnvironment
@@ -32,7 +32,7 @@ def tried(score: float, *said: tuple[int, ...], name: str = "") -> GradedTraject
     return replace(graded, trajectory=named, grade=Grade(score=score))
 
 
-def pairs_of(*rollouts: GradedTrajectory, gap: float = 0.2, most: int = 4, seed: int = 0):
+def pairs_of(*rollouts: GradedTrajectory, gap: float = 0.2, most: int = 4, seed: int = 0) -> Mined:
     return mined(rollouts, least_gap=gap, most_per_task=most, seed=seed)
 
 
