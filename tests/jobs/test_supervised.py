@@ -1,6 +1,7 @@
 """Demonstrations to imitate, rendered under a spec: what is fed in, and what carries loss."""
 
 import asyncio
+import csv
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from builders import a_job
+from tuning import PROJECT, SUPERVISED, FakeModel, a_home, finished, submitted
 
 from agentrft.core.config import Limits, ProjectConfig
 from agentrft.core.policy import Checkpoint
@@ -291,3 +293,15 @@ def test_the_best_loss_of_before_a_kill_still_counts(tmp_path: Path) -> None:
     imitated_by(job, again, steps=9, checkpoint_interval=5)
     kept = [c.step for c in job.read_all(Checkpoint) if Path(c.path).is_dir()]
     assert kept == [4, 5, 9]
+
+
+def test_the_result_file_of_a_job_holds_every_look_at_the_validation_file(tmp_path: Path) -> None:
+    home = a_home(tmp_path)
+    submitted(home, SUPERVISED)
+    job = finished(home, FakeModel()).job
+    with home.files.path(home.files.get(PROJECT, job.result_files[0])).open() as lines:
+        rows = list(csv.DictReader(lines))
+    looks = [row["step"] for row in rows if row["full_valid_mean_token_accuracy"] == "1.0"]
+    assert looks == ["3", "6"]
+    assert [row["step"] for row in rows if row["valid_loss"] == "0.0"] == looks
+    assert [row["step"] for row in rows if row["valid_mean_token_accuracy"]] == looks

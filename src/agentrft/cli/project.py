@@ -14,6 +14,7 @@ from agentrft.cli.terminal import HomeOption, ask_to_stop, console, open_home
 from agentrft.core.run import Split
 
 if TYPE_CHECKING:
+    from agentrft.core.policy import Checkpoint
     from agentrft.core.run import Method
     from agentrft.jobs.context import Job
     from agentrft.jobs.grading import Grading
@@ -107,6 +108,7 @@ def train(
     """Train with one method and write checkpoints."""
     from agentrft.core.errors import ConfigError
     from agentrft.core.run import TRAINING, Method
+    from agentrft.jobs.following import run_lines
     from agentrft.jobs.serving import require_weights
     from agentrft.jobs.stages import train as run_training
 
@@ -115,13 +117,14 @@ def train(
         raise ConfigError(f"no method {method!r} changes weights; use one of {known}")
     opened = opened_project(home, project, config, preset, unsafe_graders)
     require_weights(opened.project.config)
-    checkpoint = run_job(
-        opened,
-        Method(method),
-        seed,
-        resume,
-        lambda job: run_training(job, opened.project, start, allow_findings=allow_audit_findings),
-    )
+
+    async def work(job: "Job") -> tuple["Checkpoint", list[str]]:
+        found = await run_training(job, opened.project, start, allow_findings=allow_audit_findings)
+        return found, run_lines(job)
+
+    checkpoint, lines = run_job(opened, Method(method), seed, resume, work)
+    for line in lines:
+        console().print(line, highlight=False, soft_wrap=True, markup=False)
     console().print(f"weights {checkpoint.path}", highlight=False, soft_wrap=True)
 
 
@@ -165,11 +168,13 @@ def report(
     from agentrft.core.run import Method
     from agentrft.jobs.improvement_report import report_again
     from agentrft.jobs.optimize import search_report_again
+    from agentrft.jobs.rebase_report import rebase_report_again
     from agentrft.measure.report import terminal
 
     opened = open_home(home)
-    searched = opened.store.run(run).method is Method.OPTIMIZE
-    rebuilt, folder = (search_report_again if searched else report_again)(opened, run)
+    others = {Method.OPTIMIZE: search_report_again, Method.REBASE: rebase_report_again}
+    again = others.get(opened.store.run(run).method, report_again)
+    rebuilt, folder = again(opened, run)
     console().print(terminal(rebuilt))
     console().print(f"report  {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
@@ -200,7 +205,7 @@ def regrade(
 
     opened = open_home(home)
     source = opened.store.run(run)
-    grading = _grading(opened, unsafe_graders)
+    grading = opened_grading(opened, unsafe_graders)
     regrader = _regrader(opened, run, grader, project, grading)
 
     def start(stop: asyncio.Event) -> Job:
@@ -272,7 +277,7 @@ def opened_project(
     from agentrft.jobs.project import open_project
 
     opened = open_home(home)
-    grading = _grading(opened, unsafe)
+    grading = opened_grading(opened, unsafe)
     return Opened(
         home=opened,
         project=open_project(
@@ -283,7 +288,7 @@ def opened_project(
     )
 
 
-def _grading(home: "Home", unsafe: bool) -> "Grading":
+def opened_grading(home: "Home", unsafe: bool) -> "Grading":
     from agentrft.jobs.grading import Grading
 
     if unsafe:

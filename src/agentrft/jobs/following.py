@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agentrft.core.policy import Checkpoint
-from agentrft.core.run import RolloutRecord
+from agentrft.core.run import Event, RolloutRecord, StepMetrics
 from agentrft.jobs.context import Job
 
 
@@ -68,15 +68,29 @@ class ValidationLines:
         """Do nothing."""
 
 
+TOLD = ("loss", "token_accuracy", "accuracy", "margin", "reward")
+"""Metrics that are worth a line, where a method has them."""
+
+
 def held_out_line(metrics: Mapping[str, float]) -> str:
     """Return what a step's metrics say of rows held out; empty if they were not looked at."""
-    names = ("loss", "token_accuracy", "accuracy", "margin")
-    told = [
-        f"{name.replace('_', ' ')} {metrics[f'validation_{name}']:.3f}"
-        for name in names
-        if f"validation_{name}" in metrics
-    ]
+    names = {f"validation_{name}": name.replace("_", " ") for name in TOLD}
+    told = [f"{names[name]} {metrics[name]:.3f}" for name in names if name in metrics]
     return f"held out: {', '.join(told)}" if told else ""
+
+
+def run_lines(job: Job) -> list[str]:
+    """Return a run's log, and what its steps measured first and last."""
+    lines = [event.message for event in job.read_all(Event)]
+    if steps := job.read_all(StepMetrics):
+        first, last = steps[0], steps[-1]
+        told = [
+            f"{name.replace('_', ' ')} {first.values[name]:.3f} -> {last.values[name]:.3f}"
+            for name in TOLD
+            if name in first.values and name in last.values
+        ]
+        lines.append(f"steps {first.step} to {last.step}: {', '.join(told)}")
+    return lines
 
 
 def mean_score(records: Sequence[RolloutRecord]) -> float | None:
