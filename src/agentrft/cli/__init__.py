@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from agentrft.cli import audit, home, machine, project, search, serve, spec, tenants
+from agentrft.cli import audit, chat, compare, export, home, machine, project, rebase, search, serve, spec, tenants
 from agentrft.cli.terminal import INTERRUPTED
 
 app = typer.Typer(
@@ -19,8 +19,12 @@ app = typer.Typer(
 )
 app.add_typer(project.app)
 app.add_typer(search.app)
+app.add_typer(compare.app)
+app.add_typer(rebase.app)
 app.add_typer(spec.spec_app, name="spec")
 app.add_typer(audit.app)
+app.add_typer(export.app)
+app.add_typer(chat.app)
 app.add_typer(serve.app)
 app.add_typer(machine.app)
 app.add_typer(tenants.jobs_app, name="jobs")

@@ -35,7 +35,10 @@ class ChatMLRenderer:
         *,
         tool_block: Callable[[Sequence[ToolSpec]], str],
         tool_turn: Callable[[Sequence[str]], str],
+        template: str,
     ) -> None:
+        self.template = template
+        """Name of the files in `templates/` that write the same elsewhere."""
         self._tokenizer = tokenizer
         self._tool_block = tool_block
         self._tool_turn = tool_turn
@@ -159,12 +162,15 @@ def smollm2_renderer(tokenizer: ChatTokenizer) -> ChatMLRenderer:
         tokenizer,
         tool_block=signature_block,
         tool_turn=lambda results: "".join(f"{_START}tool\n{text}{_END}\n" for text in results),
+        template="signatures",
     )
 
 
 def qwen2_renderer(tokenizer: ChatTokenizer) -> ChatMLRenderer:
     """ChatML as Qwen2.5 was trained on tools: JSON schemas, results inside a user turn."""
-    return ChatMLRenderer(tokenizer, tool_block=_schema_block, tool_turn=_response_turn)
+    return ChatMLRenderer(
+        tokenizer, tool_block=_schema_block, tool_turn=_response_turn, template="schemas"
+    )
 
 
 def signature_block(tools: Sequence[ToolSpec]) -> str:

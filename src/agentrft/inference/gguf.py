@@ -72,7 +72,7 @@ def convert(source: Path, folder: Path, *, progress: Callable[[float], None]) ->
             "converted. Use a safetensors version of this model."
         )
     config = _config(fields, architecture)
-    tokenizer = _tokenizer(fields, source)
+    tokenizer = tokenizer_of(fields, source)
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
     config["vocab_size"] = int(shapes["token_embd.weight"][1])
     config["tie_word_embeddings"] = "output.weight" not in shapes
@@ -171,7 +171,8 @@ def unpermute(array: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     return paired.swapaxes(1, 2).reshape(array.shape)
 
 
-def _tokenizer(fields: Mapping[str, Any], source: Path) -> "Tokenizer":
+def tokenizer_of(fields: Mapping[str, Any], source: Path) -> "Tokenizer":
+    """Return the tokenizer that a GGUF file describes. Raises ModelError for kinds unknown here."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 

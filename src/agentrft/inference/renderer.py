@@ -82,6 +82,13 @@ class ChatRenderer:
         self.marks = (*tokenizer.control_ids, *(t for t in TAGS if t not in tokenizer.control_ids))
         """Strings after which, in a completion, text may be anything but content."""
 
+    @property
+    def template(self) -> str | None:
+        """Name of the chat template in `templates/` that writes the same; None: the model's own."""
+        from agentrft.inference.chatml import ChatMLRenderer
+
+        return self._renderer.template if isinstance(self._renderer, ChatMLRenderer) else None
+
     def as_text(self) -> "ChatRenderer":
         """Return a renderer that reads completions as text alone: no calls, no reasoning."""
         return _TextRenderer(self._tokenizer, self._renderer)

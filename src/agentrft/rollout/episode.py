@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from agentrft.core.call_thread import in_thread
 from agentrft.core.errors import AgentRFTError, GraderError, ToolError, boundary
@@ -47,6 +47,18 @@ RETRY_WAIT_S = 0.5
 _log = logging.getLogger(__name__)
 
 
+class User(Protocol):
+    """Whom the agent talks with beyond the task's own messages."""
+
+    def sees(self, turn: Turn) -> None:
+        """Hear of a turn, once the results of its calls are known."""
+        ...
+
+    async def says(self) -> Message | None:
+        """Answer the agent's answer; None ends the conversation."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSetup:
     """Everything that is the same for all rollouts of a step or an evaluation."""
@@ -59,6 +71,8 @@ class RolloutSetup:
     """Held out: its grade is recorded beside the grader's."""
     second_grader: Grader | None = None
     """The grader with another model behind it; recorded likewise."""
+    user: User | None = None
+    """Without one the first answer ends the rollout. Limits hold for each of a user's messages."""
     wait: Callable[[float], Awaitable[None]] = asyncio.sleep
     """Sleeps between retries, in seconds."""
     harness: Harness = field(init=False)
@@ -143,16 +157,24 @@ class _Episode:
         self.tools_s = 0.0
         self.started_at = time.time()
         self._started = time.monotonic()
+        self._asked_after = 0
+        """Turns before the user's last message; limits count from there."""
+        self._asked_s = 0.0
+        self._asked_tools_s = 0.0
 
     def elapsed_s(self) -> float:
         return time.monotonic() - self._started
 
     def left_s(self) -> float:
-        return self.limits.timeout_s - self.elapsed_s()
+        return self.limits.timeout_s - (self.elapsed_s() - self._asked_s)
+
+    @property
+    def _since_asked(self) -> Sequence[Turn]:
+        return self.turns[self._asked_after :]
 
     @property
     def sampled_tokens(self) -> int:
-        return sum(turn.sampled_tokens for turn in self.turns)
+        return sum(turn.sampled_tokens for turn in self._since_asked)
 
     async def open(self) -> Environment:
         """Make the environment, off the event loop."""
@@ -192,13 +214,34 @@ class _Episode:
             said, turn = await self._speak(dialogue, session, budget_tokens)
             self.turns.append(turn)
             if stop := self._stop_after(turn, bound):
-                return stop
-            if not await self._answer_calls(environment, session, turn):
+                if not await self._asked_again(dialogue, session, said, stop):
+                    return stop
+                continue
+            in_time = await self._answer_calls(environment, session, turn)
+            if self.setup.user is not None:
+                self.setup.user.sees(self.turns[-1])
+            if not in_time:
                 return self._out_of_time()
             if self._turns_left <= 0:
-                return self._over(StopReason.MAX_TURNS, len(self.turns))
+                return self._over(StopReason.MAX_TURNS, len(self._since_asked))
             with _dialogue():
                 dialogue.hear(said, session.answers(self.turns[-1].tool_results))
+
+    async def _asked_again(
+        self, dialogue: Dialogue, session: Session, said: Message, stop: _Stop
+    ) -> bool:
+        """Let the user answer an answer, and give the agent its limits anew; False: it is over."""
+        user = self.setup.user
+        if user is None:
+            return False
+        user.sees(self.turns[-1])
+        if stop[0] is not StopReason.FINISHED or (message := await user.says()) is None:
+            return False
+        with _dialogue():
+            dialogue.hear(said, (session.hears(message),))
+        self._asked_after, self.told_to_answer = len(self.turns), None
+        self._asked_s, self._asked_tools_s = self.elapsed_s(), self.tools_s
+        return True
 
     def _budget(self, prompt_tokens: int) -> tuple[int, StopReason]:
         """How many tokens the next turn may sample, and which limit it is that binds."""
@@ -234,12 +277,13 @@ class _Episode:
 
     def _out_of_time(self) -> _Stop:
         """Blame the model only if it wrote long; slow tools and a slow engine are faults."""
-        sampling_s = sum(turn.sampling_s for turn in self.turns)
+        sampling_s = sum(turn.sampling_s for turn in self._since_asked)
+        tools_s = self.tools_s - self._asked_tools_s
         spent = (
             f"{self.limits.timeout_s:g} s are over: {sampling_s:.1f} s sampling "
-            f"{self.sampled_tokens} tokens, {self.tools_s:.1f} s in tools"
+            f"{self.sampled_tokens} tokens, {tools_s:.1f} s in tools"
         )
-        if self.tools_s > sampling_s:
+        if tools_s > sampling_s:
             return StopReason.DEADLINE, _infrastructure("tools", spent)
         if 2 * self.sampled_tokens < self.limits.max_tokens:
             return StopReason.DEADLINE, _infrastructure("sampler", spent)
@@ -282,11 +326,11 @@ class _Episode:
 
     @property
     def _calls(self) -> int:
-        return sum(len(turn.message.tool_calls) for turn in self.turns)
+        return sum(len(turn.message.tool_calls) for turn in self._since_asked)
 
     @property
     def _turns_left(self) -> int:
-        return self.limits.max_turns - len(self.turns)
+        return self.limits.max_turns - len(self._since_asked)
 
     def _stop_after(self, turn: Turn, bound: StopReason) -> _Stop | None:
         """Whether this turn ends the rollout before any tool runs."""
@@ -299,7 +343,7 @@ class _Episode:
         if self.told_to_answer:
             return self.told_to_answer
         if self.limits.final_answer and self._turns_left <= 0:
-            return self._over(StopReason.MAX_TURNS, len(self.turns))
+            return self._over(StopReason.MAX_TURNS, len(self._since_asked))
         if self._calls > self.limits.max_tool_calls:
             return self._over(StopReason.MAX_TOOL_CALLS, self._calls)
         return None
@@ -394,7 +438,7 @@ class _Episode:
     def _last_turn(self, results: tuple[ToolResult, ...], calls_left: int) -> _Stop | None:
         """Say what the rollout ends with if the next turn is no answer; None if it may go on."""
         limits = self.limits
-        before = (result for turn in self.turns for result in turn.tool_results)
+        before = (result for turn in self._since_asked for result in turn.tool_results)
         everything = [*before, *results]
         refused = sum(1 for _ in takewhile(lambda result: result.is_error, reversed(everything)))
         if 0 < limits.argument_errors <= refused:

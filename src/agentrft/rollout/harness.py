@@ -145,6 +145,11 @@ class Session:
             for result in results
         )
 
+    def hears(self, message: Message) -> Message:
+        """Return a further message of the user as the model sees it."""
+        self._ids.seen(message.content)
+        return self.to_model(message)
+
     def _told(self, demonstrations: Sequence[Demonstration]) -> Iterator[Message]:
         for number, demonstration in enumerate(demonstrations):
             ids = IdShortener()  # each one is a conversation of its own

@@ -1,0 +1,427 @@
+"""Trained weights as files that other programs run: PEFT adapter, merged model, GGUF.
+
+Every export is loaded back and compared with the weights as they are served, and gets a model card.
+Nothing is left behind by one that fails.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from agentrft.core.config import EngineConfig
+from agentrft.core.errors import AgentRFTError, ConfigError, UserError
+from agentrft.core.policy import Policy
+from agentrft.core.protocols import SampleRequest
+from agentrft.core.spec import AgentSpec
+from agentrft.core.task import Message, ToolSpec
+from agentrft.inference import gguf
+from agentrft.inference.gguf_export import Precision, modelfile, write_gguf
+from agentrft.inference.models import ModelFiles, check_memory
+from agentrft.inference.renderer import ChatRenderer, load_renderer
+from agentrft.inference.templates import chat_template
+from agentrft.inference.tokenizer import ChatTokenizer
+from agentrft.jobs.export_card import known_card
+from agentrft.jobs.project import Project, open_project
+from agentrft.jobs.publication import Publisher
+from agentrft.jobs.regrade import project_file
+from agentrft.jobs.trained import Trained, base_model, find_trained, trained_spec
+from agentrft.measure.model_card import Check, model_card
+from agentrft.rollout.harness import Harness
+from agentrft.store.home import Home
+from agentrft.store.spec_files import write_spec
+from agentrft.training.checkpoint import TrainerRecord, read_record
+
+Format = Literal["adapter", "merged", "gguf"]
+FORMATS: tuple[Format, ...] = ("adapter", "merged", "gguf")
+BOUNDS: Mapping[str, float] = {
+    "float32": 0.005,
+    "float16": 0.05,
+    "f16": 0.05,
+    "bfloat16": 0.3,
+    "bf16": 0.3,
+    "q8_0": 1.0,
+}
+"""Nats by which a token of the probes may differ, by what the weights are stored in. Rounding alone
+stays some times below; other weights differ by several nats."""
+IDENTITY_BOUND = 0.1
+"""Mean difference of canaries, in nats, between the float32 engine and a trainer in any precision."""
+_CONTINUED = 24
+"""Tokens of each probe's greedy continuation."""
+
+_SHELF = ToolSpec(
+    name="shelf_of",
+    description="Find the shelf of a book.",
+    parameters={
+        "type": "object",
+        "properties": {"title": {"type": "string", "description": "as printed"}},
+        "required": ["title"],
+    },
+)
+_PROBES: Sequence[tuple[tuple[Message, ...], tuple[ToolSpec, ...]]] = (
+    ((Message(role="user", content="Name three colours."),), ()),
+    (
+        (
+            Message(role="system", content="You help in a library."),
+            Message(role="user", content="Where is 'The Sea'?"),
+        ),
+        (_SHELF,),
+    ),
+)
+
+
+class ExportError(AgentRFTError):
+    """What was written does not say what was trained."""
+
+
+class UnchangedError(UserError):
+    """Training ended with the weights it began with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A finished export."""
+
+    folder: Path
+    checks: tuple[Check, ...]
+    identity: float | None
+    notes: tuple[str, ...]
+    """What its user must know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What is exported, and what is known of where it came from."""
+
+    home: Home
+    trained: Trained
+    base: ModelFiles
+    record: TrainerRecord
+    renderer: ChatRenderer
+    spec: AgentSpec | None
+    project: Project | None
+
+    def prompts(self) -> list[tuple[int, ...]]:
+        """Return probe prompts: two of any agent, two of this one."""
+        found = [self.renderer.start(messages, tools) for messages, tools in _PROBES]
+        if self.project is not None:
+            harness = Harness(self.spec or self.project.spec)
+            tasks = self.project.tasks("holdout")[:2]
+            sessions = [harness.session(task, self.project.offered(task)) for task in tasks]
+            found += [self.renderer.start(session.prompt, session.tools) for session in sessions]
+        return found
+
+    def tools(self) -> tuple[ToolSpec, ...]:
+        """Return the agent's tools as its model knows them."""
+        if self.project is None:
+            return ()
+        task = self.project.tasks("holdout")[0]
+        return (
+            Harness(self.spec or self.project.spec).session(task, self.project.offered(task)).tools
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Probe:
+    """A prompt with the greedy continuation of the trained weights."""
+
+    ids: tuple[int, ...]
+    prompt_tokens: int
+    logprobs: tuple[float, ...]
+    """Of every token after the first."""
+
+
+async def export(
+    home: Home, name: str, target: Path, form: Format, *, precision: Precision = "f16"
+) -> Exported:
+    """Write what a run, model or checkpoint folder names into a new folder.
+
+    Raises UnchangedError for weights that equal the base model's, ExportError if what was written
+    differs from what was trained, UserError for a format that these weights cannot have.
+    """
+    source = _source(home, name)
+    _refuse(source, target, form)
+    probes, identity = await _probed(source)
+    with _whole(target) as folder:
+        checks, notes = _write(source, folder, form, precision, probes)
+        for check in checks:
+            _require(check)
+        _write_card(source, folder, target.name, form, checks, identity, notes)
+    return Exported(folder=target, checks=checks, identity=identity, notes=notes)
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """Give a folder beside the target that takes its place if nothing is raised, or goes."""
+    partial = target.parent / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _source(home: Home, name: str) -> _Source:
+    trained = find_trained(home, name)
+    base = base_model(home, trained)
+    spec = trained_spec(home, trained)
+    project = None
+    if trained.run is not None:
+        # A project that has moved costs tools and probes of its own, not the export.
+        with suppress(ConfigError):
+            file = project_file(home.store, trained.run.id)
+            project = open_project(file.parent, config_file=file.name)
+    return _Source(
+        home=home,
+        trained=trained,
+        base=base,
+        record=read_record(trained.folder),
+        renderer=load_renderer(base.folder),
+        spec=spec,
+        project=project,
+    )
+
+
+def _refuse(source: _Source, target: Path, form: Format) -> None:
+    from agentrft.training.change import changed
+
+    if target.exists():
+        raise UserError(f"{target} exists already; give a new folder with --to")
+    if form == "adapter" and source.record.kind != "lora":
+        raise UserError(
+            f"{source.trained.folder} holds full weights, which are no adapter; use --format merged"
+        )
+    if not changed(source.trained.folder, source.base.folder):
+        raise unchanged(str(source.trained.folder))
+
+
+def unchanged(what: str) -> UnchangedError:
+    """Return what is said of weights that training left as they were."""
+    return UnchangedError(
+        f"{what}: the weights equal those of the base model, rounded as they would be served. Either "
+        "no group had spread in its scores (see `agentrft runs show`: then tasks are too easy or too "
+        "hard, or the grader is flat), or the learning rate is too small for the number of steps; "
+        "change that and train again"
+    )
+
+
+async def _probed(source: _Source) -> tuple[list[_Probe], float | None]:
+    """Let our own engine, in float32, continue the probes with the trained weights."""
+    from agentrft.inference.embedded.checkpoint import read_checkpoint
+    from agentrft.inference.embedded.engine import EmbeddedEngine
+
+    check_memory(source.base, "float32")
+    prompts = source.prompts()
+    longest = max(len(prompt) for prompt in prompts) + _CONTINUED
+    weights = read_checkpoint(source.trained.folder, source.base.folder)
+    longest = max([longest, *(len(canary.token_ids) for canary in weights.canaries)])
+    engine = EmbeddedEngine(
+        source.base.folder, EngineConfig(dtype="float32"), max_context_tokens=longest
+    )
+    try:
+        identity = None
+        if weights.canaries:
+            policy = Policy(model=source.base.name, version=0, spec=AgentSpec())
+            publisher = Publisher(engine, bound=IDENTITY_BOUND)
+            identity = (await publisher.publish(weights, policy))[1].mean_difference
+        else:
+            await engine.load(weights)
+        sequences = list[tuple[int, ...]]()
+        for prompt in prompts:
+            request = SampleRequest(
+                prompt_ids=prompt,
+                max_tokens=_CONTINUED,
+                temperature=0.0,
+                stop_token_ids=source.renderer.stop_token_ids,
+            )
+            sequences.append((*prompt, *(await engine.sample(request)).token_ids))
+        scored = await engine.score(sequences)
+    finally:
+        engine.close()
+    return [
+        _Probe(ids=ids, prompt_tokens=len(prompt), logprobs=tuple(logprobs))
+        for ids, prompt, logprobs in zip(sequences, prompts, scored, strict=True)
+    ], identity
+
+
+def _write(
+    source: _Source, folder: Path, form: Format, precision: Precision, probes: Sequence[_Probe]
+) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+    """Write the weights with tokenizer and chat template, and read them back."""
+    match form:
+        case "adapter":
+            _write_adapter(source, folder)
+            checks = [_read_back(probes, "PEFT", "float32", source.base.folder, adapter=folder)]
+            template_folder = folder
+        case "merged":
+            _write_merged(source, folder)
+            checks = [_read_back(probes, "transformers", _stored(source.base.folder), folder)]
+            template_folder = folder
+        case "gguf":
+            merged, back = folder / "merged", folder / "back"
+            for made in (merged, back):
+                made.mkdir()
+            _write_merged(source, merged)
+            file = folder / "model.gguf"
+            write_gguf(merged, file, precision=precision, name=folder.name)
+            shutil.rmtree(merged)
+            gguf.convert(file, back, progress=lambda share: None)
+            checks = [
+                _read_back(probes, "transformers", precision, folder, gguf_file=file.name),
+                _read_back(probes, "agentrft", precision, back),
+            ]
+            template_folder = back
+    notes = tuple(_notes(source, template_folder))
+    if form == "gguf":
+        shutil.rmtree(folder / "back")
+        _write_modelfile(source, folder)
+    if tools := source.tools():
+        wire = [{"type": "function", "function": asdict(tool)} for tool in tools]
+        (folder / "tools.json").write_text(json.dumps(wire, indent=1, ensure_ascii=False) + "\n")
+    return tuple(checks), notes
+
+
+def _write_adapter(source: _Source, folder: Path) -> None:
+    from agentrft.inference.embedded.merging import copy_beside
+
+    checkpoint = source.trained.folder
+    copy_beside(source.base.folder, folder)
+    (folder / "config.json").unlink()  # the base model's: with it a folder is a model, no adapter
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    _set_template(source, folder)
+    shutil.copyfile(checkpoint / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    settings = json.loads((checkpoint / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = source.base.name
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _write_merged(source: _Source, folder: Path) -> None:
+    from agentrft.inference.embedded.merging import write_merged
+
+    write_merged(source.trained.folder, source.base.folder, folder)
+    _set_template(source, folder)
+
+
+def _set_template(source: _Source, folder: Path) -> None:
+    """Give the folder the chat format that the model was trained in, if it is one of ours."""
+    if source.renderer.template is None:
+        return
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    settings.pop("chat_template", None)
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = chat_template(source.renderer.template, "jinja")
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+
+
+def _write_modelfile(source: _Source, folder: Path) -> None:
+    spec = source.spec or (source.project.spec if source.project else AgentSpec())
+    template = source.renderer.template
+    text = modelfile(
+        template=chat_template(template, "gotmpl") if template else None,
+        system=spec.system,
+        decoding=spec.decoding,
+        context_tokens=spec.limits.max_context_tokens,
+        stop=tuple(source.renderer.decode([token]) for token in source.renderer.stop_token_ids),
+    )
+    (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def _stored(folder: Path) -> str:
+    """Return in what a model's weights are stored."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stored = str(config.get("dtype") or config.get("torch_dtype"))
+    return stored if stored in BOUNDS else "float32"
+
+
+def _read_back(
+    probes: Sequence[_Probe],
+    read_by: str,
+    stored: str,
+    folder: Path,
+    *,
+    gguf_file: str | None = None,
+    adapter: Path | None = None,
+) -> Check:
+    """Compare an export with the trained weights on the tokens that these would say."""
+    from agentrft.training.read_back import read_model
+
+    readings = read_model(
+        folder, [probe.ids for probe in probes], gguf_file=gguf_file, adapter=adapter
+    )
+    differences, shortfalls = list[float](), list[float]()
+    for probe, reading in zip(probes, readings, strict=True):
+        said = slice(probe.prompt_tokens - 1, None)
+        pairs = zip(probe.logprobs[said], reading.logprobs[said], strict=True)
+        differences += [abs(ours - theirs) for ours, theirs in pairs]
+        shortfalls += reading.shortfalls[said]
+    return Check(
+        read_by=read_by,
+        tokens=len(differences),
+        difference=max(differences),
+        bound=BOUNDS[stored],
+        shortfall=max(shortfalls),
+    )
+
+
+def _require(check: Check) -> None:
+    # A continuation may part at a tie: two tokens closer than twice the difference allowed.
+    if not (check.difference <= check.bound and check.shortfall <= 2 * check.bound):
+        raise ExportError(
+            f"the export was not kept: read by {check.read_by}, a token's log-probability differs by "
+            f"{check.difference:.4f} nats from the trained weights' (at most {check.bound} is "
+            f"allowed), and greedy decoding parts by {check.shortfall:.4f}; try another --format or "
+            "--precision"
+        )
+
+
+def _notes(source: _Source, folder: Path) -> list[str]:
+    """Say where the exported chat template writes something else than what was trained."""
+    tokenizer = ChatTokenizer(folder)
+    messages, tools = _PROBES[1]
+    wire = [{"role": one.role, "content": one.content} for one in messages]
+    offered = [{"type": "function", "function": asdict(tool)} for tool in tools]
+    written = tokenizer.apply_chat_template(wire, tools=offered, add_generation_prompt=True)
+    notes = list[str]()
+    if tuple(written) != source.renderer.start(messages, tools):
+        notes.append(
+            "The chat template is the base model's own; it writes conversations with tools "
+            "otherwise than this model was trained with, so other programs may see worse results."
+        )
+    if source.spec is None:
+        notes.append("The spec of the run was not kept, so it does not lie beside the weights.")
+    if source.project is None:
+        notes.append("The run's project was not found, so `tools.json` is missing.")
+    return notes
+
+
+def _write_card(
+    source: _Source,
+    folder: Path,
+    name: str,
+    form: Format,
+    checks: tuple[Check, ...],
+    identity: float | None,
+    notes: tuple[str, ...],
+) -> None:
+    if source.spec is not None:
+        write_spec(folder / "spec", source.spec, AgentSpec())
+    card = known_card(
+        source.home,
+        source.trained,
+        source.record,
+        source.base,
+        name=name,
+        form=form,
+        project=source.project,
+        spec=source.spec,
+        checks=checks,
+        identity=identity,
+        notes=notes,
+    )
+    (folder / "README.md").write_text(model_card(card), encoding="utf-8")

@@ -1,0 +1,115 @@
+"""Trained weights found by whatever names them: a run, a model of the API, or a folder."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agentrft.core.errors import UserError
+from agentrft.core.policy import Checkpoint
+from agentrft.core.run import Method, Run
+from agentrft.core.spec import AgentSpec
+from agentrft.inference.models import REGISTRY, ModelFiles, resolve
+from agentrft.jobs.checkpoints import delivered
+from agentrft.jobs.optimize import opened_run
+from agentrft.jobs.trials import spec_path
+from agentrft.store.codec import from_json
+from agentrft.store.home import Home
+from agentrft.training.checkpoint import (
+    RECORD,
+    check_base,
+    fingerprint,
+    read_record,
+    verify_checkpoint,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A checkpoint with what is known of where it came from."""
+
+    folder: Path
+    run: Run | None = None
+    """The run that was asked for, or that wrote the folder."""
+    spec_hash: str = ""
+    """The spec it was trained under."""
+
+
+def find_trained(home: Home, name: str) -> Trained:
+    """Return the weights that a run delivered, that a model `ft:...` names, or of a folder.
+
+    Raises UserError for a run without weights, StoreError for a run that nobody knows or a folder
+    that is damaged.
+    """
+    if name.startswith("ft:"):
+        found = _of_model(home, name)
+    elif (folder := Path(name)).is_dir():
+        found = _of_folder(home, folder.resolve())
+    else:
+        found = _of_run(home, home.store.run(name))
+    verify_checkpoint(found.folder)
+    return found
+
+
+def _of_run(home: Home, run: Run) -> Trained:
+    if run.method is Method.IMPROVE:
+        path = run.result.get("checkpoint")
+        if not path:
+            raise UserError(
+                f"improvement {run.id} delivered no weights; it trained none, or not yet"
+            )
+        return replace(_of_folder(home, Path(path)), run=run)
+    checkpoint = delivered(opened_run(home, run.id))
+    return Trained(folder=Path(checkpoint.path), run=run, spec_hash=checkpoint.spec_hash)
+
+
+def _of_model(home: Home, name: str) -> Trained:
+    # The job's id is the last part of the name, before the part that names a checkpoint.
+    job_id = f"ftjob-{name.split(':')[4]}" if name.count(":") >= 4 else ""
+    for model in home.catalogue.of_job(job_id):
+        if model.id == name:
+            return Trained(folder=Path(model.path), run=home.store.find_run(job_id))
+    raise UserError(f"this home folder has no model {name!r}; `agentrft runs list` shows its runs")
+
+
+def _of_folder(home: Home, folder: Path) -> Trained:
+    if not (folder / RECORD).is_file():
+        raise UserError(
+            f"{folder} is no checkpoint: it has no {RECORD}; give a folder below "
+            "runs/RUN/checkpoints, or a run id"
+        )
+    run = home.store.find_run(folder.parent.parent.name)
+    rows = opened_run(home, run.id).read_all(Checkpoint) if run else ()
+    spec_hash = next((row.spec_hash for row in rows if Path(row.path) == folder), "")
+    return Trained(folder=folder, run=run, spec_hash=spec_hash)
+
+
+def base_model(home: Home, trained: Trained) -> ModelFiles:
+    """Return the base model of a checkpoint. Raises ModelError if it is not on this machine."""
+    record, run = read_record(trained.folder), trained.run
+    if run is not None and run.id.startswith("ftjob-"):
+        name = home.queue.get(run.id).job.base
+    elif run is not None and "model" in run.config:
+        name = str(run.config["model"])
+    else:
+        name = _by_fingerprint(home, record.base) or record.base_name
+    files = resolve(name, cache=home.models)
+    check_base(record, files.folder, trained.folder)
+    return files
+
+
+def _by_fingerprint(home: Home, wanted: str) -> str | None:
+    known = [(model.name, model.folder(home.models)) for model in REGISTRY.values()]
+    known += [(str(config.parent), config.parent) for config in home.models.glob("**/config.json")]
+    for name, folder in known:
+        if (folder / "config.json").is_file() and fingerprint(folder) == wanted:
+            return name
+    return None
+
+
+def trained_spec(home: Home, trained: Trained) -> AgentSpec | None:
+    """Return the spec that the weights act under: what an improvement ended with, or trained with."""
+    if trained.run is None:
+        return None
+    folder = home.run_folder(trained.run.id.partition(".")[0])
+    name = str(trained.run.result.get("spec") or trained.spec_hash)
+    path = spec_path(folder, name)
+    return from_json(AgentSpec, path.read_bytes()) if name and path.is_file() else None
