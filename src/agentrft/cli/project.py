@@ -289,6 +289,7 @@ def opened_project(
 
 
 def opened_grading(home: "Home", unsafe: bool) -> "Grading":
+    """Return what graders reach, and say on the terminal if their code may run without a sandbox."""
     from agentrft.jobs.grading import Grading
 
     if unsafe:

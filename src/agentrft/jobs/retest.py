@@ -40,16 +40,20 @@ async def retest(
     if not drops:
         return chosen, None
     child = job.child(f"{stage} spec", Method.OPTIMIZE)
-    path = child.folder / FILE
     if child.is_done:
-        kept = from_json(Retest, path.read_bytes())
+        kept = kept_retest(child)
         return from_json(AgentSpec, spec_path(child.folder, kept.spec_hash).read_bytes()), kept
     async with child.running():
         found, spec = await _tested(child, model, stage, checkpoint, baseline, drops)
         keep_spec(child.folder, spec)
-        path.write_bytes(to_json(found))
+        (child.folder / FILE).write_bytes(to_json(found))
         child.note_result(spec=spec.hash, dropped=list(found.dropped))
     return spec, found
+
+
+def kept_retest(child: Job) -> Retest:
+    """Return what a retest that is done has found."""
+    return from_json(Retest, (child.folder / FILE).read_bytes())
 
 
 async def _tested(

@@ -12,12 +12,10 @@ from agentrft.measure.summary import ReportInput
 
 
 def advice_section(given: ReportInput) -> str:
-    """Return the section; nothing if nobody advised."""
-    if not given.advice:
-        return ""
+    """Return the section; nothing if nobody advised and no spec was tested again."""
     cards = "".join(_card(number, one) for number, one in enumerate(given.advice, start=1))
-    retests = "".join(_retest(one) for one in given.retests)
-    return f"<h2>What was advised, and followed</h2>{cards}{retests}"
+    heading = "<h2>What was advised, and followed</h2>" if cards else ""
+    return heading + cards + "".join(_retest(one) for one in given.retests)
 
 
 def advice_lines(given: ReportInput) -> list[RenderableType]:

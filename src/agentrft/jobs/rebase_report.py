@@ -1,0 +1,146 @@
+"""The report of a rebase: old and new model, before and after, in one table and one sentence."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from agentrft.core.config import ProjectConfig
+from agentrft.core.errors import UserError
+from agentrft.core.run import TRAINING, RolloutRecord, StepMetrics
+from agentrft.jobs.audit import caveats
+from agentrft.jobs.context import Job
+from agentrft.jobs.holdout import holdout_looks
+from agentrft.jobs.improvement_report import children_of
+from agentrft.jobs.optimize import opened_run
+from agentrft.jobs.retest import kept_retest
+from agentrft.jobs.stages import MEASURED
+from agentrft.measure.arms import Arm, Spending, spent
+from agentrft.measure.comparison import NOT_MEASURED, compare
+from agentrft.measure.comparison_section import Payoff
+from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
+from agentrft.measure.statistics import paired_difference, rate
+from agentrft.measure.summary import by_task, passed
+from agentrft.store.codec import load_config
+from agentrft.store.home import Home
+
+OLD_BASE, OLD_TUNED, NEW_BASE, NEW_TUNED = "old base", "old tuned", "new base", "new tuned"
+NEW_LEAN = "new tuned lean"
+"""The last one under the spec without the changes that it does not need."""
+STAGES = (OLD_BASE, OLD_TUNED, NEW_BASE, NEW_TUNED, NEW_LEAN)
+VALIDATED = " validated"
+"""Ends the name of the run that measures a stage on the tasks that decide."""
+
+
+def write_rebase_report(job: Job) -> tuple[Report, Path]:
+    """Write the report from what the stages left behind; return it and where it lies."""
+    report, folder = rebase_report(job), job.home.report(job.run.id)
+    write_report(report, folder)
+    return report, folder
+
+
+def rebase_report_again(home: Home, run_id: str) -> tuple[Report, Path]:
+    """Write the report of a rebase again. Raises UserError if nothing was measured yet."""
+    return write_rebase_report(opened_run(home, run_id))
+
+
+def rebase_report(job: Job) -> Report:
+    """Return the report, as far as the run got. Raises UserError if nothing was measured yet."""
+    config, children = load_config(ProjectConfig, job.run.config, job.run.id), children_of(job)
+    stages = tuple(
+        StageResult(name=name, records=children[name + MEASURED].read_all(RolloutRecord))
+        for name in STAGES
+        if name + MEASURED in children
+    )
+    if not stages:
+        raise UserError(f"run {job.run.id} has no measured stage yet; nothing to report")
+    tested = children.get(f"{NEW_TUNED} spec")
+    report = build_report(
+        ReportInput(
+            project=config.name,
+            model=config.agent_model,
+            run_id=job.run.id,
+            seeds=(job.run.seed,),
+            config=job.run.config,
+            pass_threshold=config.pass_threshold,
+            phase_s={name: child.seconds for name, child in children.items()},
+            created_at=job.run.created_at,
+            holdout_looks=holdout_looks(job),
+            caveats=(*caveats(job), *job.run.result.get("notes", ())),
+            stages=stages,
+            retests=(kept_retest(tested),) if tested and tested.is_done else (),
+        )
+    )
+    if len(stages) < STAGES.index(NEW_LEAN):
+        return report
+    return replace(report, payoff=_decision(job, config, stages))
+
+
+def _decision(job: Job, config: ProjectConfig, stages: Sequence[StageResult]) -> Payoff:
+    children = children_of(job)
+    origin = opened_run(job.home, job.run.result["origin"])
+    first = [origin] if origin.run.method in TRAINING else children_of(origin).values()
+    took = {OLD_TUNED: _training(first), NEW_TUNED: _training(children.values())}
+    took[NEW_LEAN] = took[NEW_TUNED]
+    arms = [
+        Arm(
+            name=stage.name,
+            records=stage.records,
+            training=took.get(stage.name, Spending()),
+            trained=stage.name in took,
+        )
+        for stage in stages
+    ]
+    by_stage = {stage.name: stage.records for stage in stages}
+    split = "holdout, since there are no validation"
+    for name in (OLD_TUNED, NEW_TUNED):
+        if child := children.get(name + VALIDATED):
+            by_stage[name], split = child.read_all(RolloutRecord), "validation"
+    models = (str(origin.run.config["model"]), config.agent_model)
+    try:
+        answer = adoption(models, by_stage[OLD_TUNED], by_stage[NEW_TUNED], config, split)
+        table = compare(
+            arms, pass_threshold=config.pass_threshold, prices=config.prices, reference=OLD_TUNED
+        )
+    except UserError as error:
+        return Payoff(answer=f"Cannot tell whether to change the model: {error}.", comparison=None)
+    notes = tuple(note for note in table.notes if note != NOT_MEASURED)
+    return Payoff(answer=answer, comparison=replace(table, answer=answer, notes=notes))
+
+
+def adoption(
+    models: tuple[str, str],
+    old: Sequence[RolloutRecord],
+    new: Sequence[RolloutRecord],
+    config: ProjectConfig,
+    split: str,
+) -> str:
+    """Say whether to change the model: only where the new one certainly solves more of these tasks."""
+    former, latter = models
+    first, second = (passed(by_task(records), config.pass_threshold) for records in (old, new))
+    shared = first.keys() & second.keys()
+    if not shared:
+        return f"Cannot tell whether to change to {latter}: no task was measured with both."
+    first, second = ({task: of[task] for task in shared} for of in (first, second))
+    found = paired_difference(first, second)
+    numbers = (
+        f"on {len(shared)} {split} tasks the tuned {latter} solves {rate(second).value:.1%} and the "
+        f"tuned {former} {rate(first).value:.1%}, {100 * found.value:+.1f} points (95% interval "
+        f"{100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    )
+    if found.low > 0:
+        return f"Change to {latter}: {numbers}."
+    if found.high < 0:
+        return f"Keep {former}: {numbers}."
+    return f"Keep {former}, unless {latter} is wanted for other reasons: {numbers}; that tells nothing."
+
+
+def _training(jobs: Iterable[Job]) -> Spending:
+    """Return what the stages that changed weights took."""
+    taken = Spending()
+    for job in jobs:
+        if job.run.method in TRAINING:
+            steps = job.read_all(StepMetrics)
+            tokens = sum(step.values.get("computed_tokens", 0.0) for step in steps)
+            rollouts = spent(job.read_all(RolloutRecord), seconds=job.seconds)
+            taken += replace(rollouts, trained_tokens=tokens)
+    return taken
