@@ -1,13 +1,15 @@
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import CANARIES, YesGrader, a_job, a_setup, a_trainer, some_tasks, yes_or_no
 from byte_chat import calls, decode, says
 
 from agentrft.core.config import Allowance, Decoding, RewardTerms
-from agentrft.core.errors import IdentityError, StoreError, ToolError, UserError
+from agentrft.core.errors import ConfigError, IdentityError, StoreError, ToolError, UserError
 from agentrft.core.grade import Grade
 from agentrft.core.policy import Checkpoint, Weights
 from agentrft.core.protocols import Environment, SampleRequest
@@ -213,6 +215,25 @@ def test_a_curriculum_gives_turns_to_tasks_that_are_neither_solved_nor_hopeless(
     assert later == {"task-3", "task-4"}
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": TaskChoice(low=0.9, high=0.5)}, r"tasks\.low is 0\.9; .*tasks\.high, 0\.5"),
+        ({"tasks": TaskChoice(revisited=1.5)}, r"tasks\.revisited is 1\.5; .*between 0 and 1"),
+        ({"tasks": TaskChoice(rounds=0)}, r"tasks\.rounds is 0; it must be at least 1"),
+        ({"tasks": TaskChoice(oversampling=0.5)}, r"tasks\.oversampling is 0\.5; .*at least 1"),
+        ({"credit": Credit(turn_weight=-1.0)}, r"credit\.turn_weight is -1"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_before_anything_is_sampled(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    sampler = ScriptedSampler([])
+    with pytest.raises(ConfigError, match=r"methods\.reinforcement\." + message):
+        run(a_job(tmp_path), a_trainer(), a_setup(sampler), config=replace(CONFIG, **changes))
+    assert sampler.requests == []
+
+
 class TurnGrader(YesGrader):
     """Also scores every turn, all alike."""
 
@@ -234,37 +255,43 @@ def test_turn_scores_are_shown_and_a_grader_without_them_is_refused_where_they_c
         run(a_job(tmp_path / "without"), a_trainer(), config=config)
 
 
-@pytest.mark.parametrize("unit", ["tool_calls", "sampled_tokens", "seconds"])
-def test_what_a_rollout_uses_reaches_the_gradient_through_its_penalty(
-    tmp_path: Path, unit: str
-) -> None:
-    async def slow_where_wordy(request: SampleRequest) -> None:
-        if request.seed % 2:
-            await asyncio.sleep(0.02)
+EACH = Allowance(free=0, cost=0.01)
 
-    def wordy_or_not(request: SampleRequest) -> tuple[int, ...]:
+
+@pytest.mark.parametrize(
+    ("terms", "used"),
+    [
+        (RewardTerms(tool_calls=EACH), lambda trajectory: len(trajectory.tool_calls)),
+        (RewardTerms(sampled_tokens=EACH, most_penalty=1), lambda t: t.sampled_tokens),
+        (RewardTerms(seconds=EACH, most_penalty=1), lambda trajectory: trajectory.duration_s),
+    ],
+)
+def test_what_a_rollout_uses_reaches_the_gradient_through_its_penalty(
+    tmp_path: Path, terms: RewardTerms, used: Callable[[Trajectory], float]
+) -> None:
+    def calls_sometimes(request: SampleRequest) -> tuple[int, ...]:
         if ord("X") in request.prompt_ids or not request.seed % 2:
             return says("yes")
         return calls(("get", {}))
 
     setup = replace(
-        a_setup(ScriptedSampler(wordy_or_not, before=slow_where_wordy)),
+        a_setup(ScriptedSampler(calls_sometimes)),
         open_environment=ScriptedEnvironment({"get": ["X"]}),
-        grader=with_terms(YesGrader(), RewardTerms(**{unit: Allowance(free=0, cost=0.01)})),
+        grader=with_terms(YesGrader(), terms),
     )
     job, trainer = a_job(tmp_path), a_trainer()
     run(job, trainer, setup, config=replace(CONFIG, steps=1))
-    wordy = {
-        record.graded.trajectory.id
-        for record in job.read_all(RolloutRecord)
-        if record.graded.trajectory.tool_calls
-    }
     credit = {
-        sample.trajectory_id in wordy: [a for a in sample.advantages if a]
-        for sample in trainer.batches[0]
+        sample.trajectory_id: max(sample.advantages, key=abs) for sample in trainer.batches[0]
     }
-    assert all(advantage < 0 for advantage in credit[True])
-    assert all(advantage > 0 for advantage in credit[False])
+    credited = [r.graded.trajectory for r in job.read_all(RolloutRecord)]
+    credited = [trajectory for trajectory in credited if trajectory.id in credit]
+    assert credited
+    for task_id in {trajectory.task_id for trajectory in credited}:
+        ranked = sorted((t for t in credited if t.task_id == task_id), key=used)
+        advantages = [credit[trajectory.id] for trajectory in ranked]
+        assert advantages == sorted(advantages, reverse=True)
+        assert advantages[0] > advantages[-1]
 
 
 def test_a_run_stopped_between_checkpoints_keeps_its_last_step(tmp_path: Path) -> None:

@@ -3,13 +3,11 @@
 from collections import Counter
 from dataclasses import replace
 
-import pytest
 from builders import some_tasks
 
-from agentrft.core.errors import ConfigError
 from agentrft.core.training_config import TaskChoice
 from agentrft.jobs.supervised import shuffled_batch
-from agentrft.jobs.task_choice import TaskStream, check_choice
+from agentrft.jobs.task_choice import TaskStream
 
 CURRICULUM = TaskChoice(curriculum=True, revisited=0.0)
 
@@ -63,17 +61,3 @@ def test_a_stream_goes_on_from_its_position_and_the_scores_seen() -> None:
     for note in notes:
         resumed.note(note)
     assert [taken(whole, 3) for _ in range(5)] == [taken(resumed, 3) for _ in range(5)]
-
-
-@pytest.mark.parametrize(
-    ("choice", "message"),
-    [
-        (TaskChoice(low=0.9, high=0.5), r"tasks\.low is 0\.9; it must be at most high, 0\.5"),
-        (TaskChoice(revisited=1.5), r"tasks\.revisited is 1\.5; it must be a share"),
-        (TaskChoice(rounds=0), r"tasks\.rounds is 0; it must be at least 1"),
-        (TaskChoice(oversampling=0.5), r"tasks\.oversampling is 0\.5; it must be at least 1"),
-    ],
-)
-def test_a_choice_that_cannot_be_meant_is_refused_by_name(choice: TaskChoice, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_choice(choice)

@@ -25,7 +25,7 @@ class Grade:
     usage: Mapping[str, TokenUsage] = field(default_factory=dict[str, TokenUsage])
     """By grader model, as the grader object names it; empty if no model was asked."""
     turn_scores: tuple[float, ...] = ()
-    """One per turn of the trajectory; stored, no credit follows from them. Empty if none were given."""
+    """One per turn of the trajectory, credited as `Credit.turn_weight` says. Empty if none given."""
 
     def __post_init__(self) -> None:
         if self.score is not None and not math.isfinite(self.score):

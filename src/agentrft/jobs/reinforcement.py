@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from agentrft.core.errors import PausedError, UserError
+from agentrft.core.errors import ConfigError, PausedError, UserError
 from agentrft.core.grade import Group
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Sampler, Trainer
@@ -27,12 +27,13 @@ from agentrft.jobs.following import Follower, StepResult, ValidationLines
 from agentrft.jobs.monitoring import Monitoring
 from agentrft.jobs.publication import Publisher, refuse_other_versions
 from agentrft.jobs.serving import ServedModel, no_weights
-from agentrft.jobs.task_choice import TaskStream, check_choice
+from agentrft.jobs.task_choice import TaskStream
 from agentrft.jobs.validation import STAGE, Clock, TaskSets, Validation, scores_of
 from agentrft.rollout.dialogue import TokenSpeaker
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.rollout.group import Collected, collect
 from agentrft.training.credit import credited_group
+from agentrft.training.refusals import refused
 
 TURNS = "task_turns"
 """What a checkpoint's cursor calls the position in the stream of tasks."""
@@ -56,11 +57,12 @@ async def reinforce(
 ) -> Checkpoint:
     """Train the policy on graded rollouts from `first_step` on and return the checkpoint to deliver.
 
-    Raises IdentityError if the sampler does not serve the trainer's weights, StormError after
-    `max_storm_steps` steps in a row that lost half their groups to infrastructure, MonitorAlarmError
-    if a monitor acts and may pause the run.
+    Raises ConfigError for settings that would not mean what they say, IdentityError if the sampler
+    does not serve the trainer's weights, StormError after `max_storm_steps` steps in a row that lost
+    half their groups to infrastructure, MonitorAlarmError if a monitor acts and may pause the run.
     """
-    check_choice(config.tasks)
+    if reason := refused(config):
+        raise ConfigError(f"methods.reinforcement.{reason}")
     follower = follower or ValidationLines(job)
     validation, monitoring = _watched(job, setup, tasks, config, concurrency)
     keeper = CheckpointKeeper(

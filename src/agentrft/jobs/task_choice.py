@@ -6,29 +6,12 @@ and the scores of earlier steps, so a resumed run goes on exactly where it was.
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from itertools import cycle, islice
 
-from agentrft.core.errors import ConfigError
 from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Task
 from agentrft.core.training_config import TaskChoice
 from agentrft.jobs.supervised import shuffled_batch
-
-
-def check_choice(choice: TaskChoice) -> None:
-    """Raise ConfigError naming a value that cannot be meant."""
-    for name, fits, wanted in (
-        ("low", choice.low <= choice.high, f"at most high, {choice.high:g}"),
-        ("revisited", 0 <= choice.revisited <= 1, "a share between 0 and 1"),
-        ("rounds", choice.rounds >= 1, "at least 1"),
-        ("oversampling", choice.oversampling >= 1, "at least 1"),
-    ):
-        if not fits:
-            value = asdict(choice)[name]
-            raise ConfigError(
-                f"methods.reinforcement.tasks.{name} is {value:g}; it must be {wanted}"
-            )
 
 
 class TaskStream:

@@ -2,7 +2,12 @@
 
 from collections.abc import Iterator
 
-from agentrft.core.training_config import Loss, PreferenceConfig, ReinforcementConfig
+from agentrft.core.training_config import (
+    Loss,
+    PreferenceConfig,
+    ReinforcementConfig,
+    TaskChoice,
+)
 
 
 def refused(config: ReinforcementConfig | PreferenceConfig) -> str | None:
@@ -39,7 +44,19 @@ def _reinforcement(config: ReinforcementConfig) -> Iterator[str]:
             "divides outcomes by their deviation, so that turn_weight would mean something else "
             "in each group: take 'centred' or 'rloo', or turn_weight 0"
         )
+    yield from _tasks(config.tasks)
     yield from _loss(config.trainer.loss)
+
+
+def _tasks(tasks: TaskChoice) -> Iterator[str]:
+    for name, value, fits, wanted in (
+        ("low", tasks.low, tasks.low <= tasks.high, f"at most tasks.high, {tasks.high:g}"),
+        ("revisited", tasks.revisited, 0 <= tasks.revisited <= 1, "between 0 and 1"),
+        ("rounds", tasks.rounds, tasks.rounds >= 1, "at least 1"),
+        ("oversampling", tasks.oversampling, tasks.oversampling >= 1, "at least 1"),
+    ):
+        if not fits:
+            yield f"tasks.{name} is {value:g}; it must be {wanted}"
 
 
 def _loss(loss: Loss) -> Iterator[str]:
