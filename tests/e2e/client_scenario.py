@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import openai
-from move_job import rows, tool_schemas
+from move_job import conversations, rows, tool_schemas
 
 DEADLINE_S = 420.0
 
@@ -43,7 +43,7 @@ class Scenario:
     def __init__(self, kind: str, desk: str, model: str) -> None:
         self.make = openai.AsyncOpenAI if kind == "async" else openai.OpenAI
         self.client: Any = self.make(max_retries=0)
-        self.desk, self.model = desk, model
+        self.kind, self.desk, self.model = kind, desk, model
         headers = {"Authorization": "Bearer desk-secret"}
         self.grader = {"type": "endpoint", "url": f"{desk}/grade", "headers": headers}
         self.tools = [
@@ -59,6 +59,8 @@ class Scenario:
         job_id = await self.create()
         await self.pause_and_resume(job_id)
         await self.succeeded(job_id)
+        if self.kind == "sync":  # what differs between the kinds is above
+            await self.imitation_and_preference()
         await self.cancel()
         await self.refusals(job_id)
 
@@ -196,6 +198,61 @@ class Scenario:
         assert "desk-secret" not in json.dumps(job.to_dict())
         assert sent["max_episode_steps"] == 5
         return job.id
+
+    async def imitation_and_preference(self) -> None:
+        """Demonstrations are imitated; pairs are learned from with the model that came of it."""
+        told = conversations()[:10]
+        taught = await self.learned(
+            "supervised", told, model="smollm2-135m", figure="train_mean_token_accuracy"
+        )
+        refusal = {"role": "assistant", "content": "I cannot help with that."}
+        pairs = [
+            {
+                "input": {"messages": row["messages"][:place], "tools": row["tools"]},
+                "preferred_output": [row["messages"][place]],
+                "non_preferred_output": [refusal],
+            }
+            for row in told
+            for place in [[message["role"] for message in row["messages"]].index("assistant")]
+        ]
+        await self.learned("dpo", pairs, model=taught, figure="train_margin")
+
+    async def learned(self, method: str, lines: list[Any], *, model: str, figure: str) -> str:
+        """Run a job of two epochs to its end and call what came of it."""
+        file_id = await self.upload(f"{method}.jsonl", lines)
+        settings = {"hyperparameters": {"n_epochs": 2, "batch_size": 10}}
+        job = await settled(
+            self.client.fine_tuning.jobs.create(
+                model=model,
+                training_file=file_id,
+                validation_file=file_id,
+                method={"type": method, method: settings},
+                seed=1,
+            )
+        )
+        job = await self.until(job.id, "succeeded")
+        assert job.method.type == method
+        metrics = [event.data for event in await self.events(job.id) if event.type == "metrics"]
+        assert [data["step"] for data in metrics] == [1, 2]
+        assert metrics[1]["train_loss"] < metrics[0]["train_loss"]
+        assert metrics[1]["full_valid_loss"] < metrics[0]["full_valid_loss"]
+        checkpoints = await listed(self.client.fine_tuning.jobs.checkpoints.list(job.id))
+        offered = [one async for one in each(checkpoints)]
+        assert {one.step_number for one in offered} == {1, 2}
+        assert getattr(offered[0].metrics, figure) is not None
+        table = await settled(self.client.files.content(job.result_files[0]))
+        header, *lines_of_steps = table.text.splitlines()
+        assert figure in header.split(",")
+        assert len(lines_of_steps) == 2
+        said = await settled(
+            self.client.chat.completions.create(
+                model=job.fine_tuned_model,
+                messages=[{"role": "user", "content": "Hi"}],
+                max_tokens=4,
+            )
+        )
+        assert said.choices[0].finish_reason in ("stop", "length")
+        return job.fine_tuned_model
 
     async def until(self, job_id: str, *statuses: str) -> Any:
         """Poll a job until it has one of these statuses."""

@@ -28,7 +28,7 @@ from agentrft.core.task import Message, ToolSpec
 from agentrft.core.training_config import TrainerConfig
 from agentrft.graders.backends import Backends
 from agentrft.inference.scripted import ScriptedSampler
-from agentrft.jobs.fine_tuning import LeasedJob
+from agentrft.jobs.fine_tuning import Interruption, LeasedJob
 from agentrft.jobs.project import Project
 from agentrft.jobs.serving import OpenWeights, ServedModel
 from agentrft.store.home import Home
@@ -255,3 +255,14 @@ def messages(home: Home, job_id: str = "ftjob-1") -> list[str]:
 
 def callable_names(home: Home, job_id: str = "ftjob-1") -> list[str]:
     return [model.id for model in home.catalogue.of_job(job_id)]
+
+
+def interrupt_in_step(model: FakeModel, step: int, reason: Interruption) -> None:
+    """Interrupt while the trainer makes the step after so many."""
+
+    def on_step(steps_done: int) -> None:
+        if model.held and model.loop and steps_done == step:
+            job = model.held.pop()
+            model.loop.call_soon_threadsafe(job.interrupt, reason)
+
+    model.on_step = on_step
