@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / "training"), str(TESTS.parent / "examples")]
+sys.path[:0] = [str(TESTS / "parity"), str(TESTS / "training"), str(TESTS.parent / "examples")]

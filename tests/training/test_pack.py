@@ -1,6 +1,9 @@
 """Token trees hold every sample exactly, and micro-batches keep their budget."""
 
+from dataclasses import replace
+
 import pytest
+import tiny_training
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,3 +127,20 @@ def test_short_common_beginnings_are_not_worth_a_branch() -> None:
     made = [_sample((*COMMON[:15], n, n), 1) for n in (1, 2)]
     (batch,) = pack(made, budget_tokens=1000)
     assert (batch.root_tokens, batch.computed_tokens) == (0, 34)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("budget", [1, 90, 200])
+def test_the_samples_of_a_pair_stay_together(share: bool, budget: int) -> None:
+    made = [
+        replace(sample, pair=f"pair {place // 2}")
+        for place, sample in enumerate(tiny_training.samples(12, tasks=6, shared=30))
+    ]
+    batches = list(pack(made, budget_tokens=budget, share=share, parts=3))
+    assert sorted(place for batch in batches for place in batch.order) == list(range(12))
+    assert len(batches) > 1
+    for batch in batches:
+        names = [made[place].pair for place in batch.order]
+        assert all(names.count(name) == 2 for name in names)
+        numbers = batch.pair_N.tolist()
+        assert [numbers.index(number) for number in numbers] == [names.index(n) for n in names]

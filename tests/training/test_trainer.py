@@ -110,6 +110,28 @@ def test_the_step_reports_what_it_did(folder: Path) -> None:
     assert metrics["clip_share"] == pytest.approx(sides)
 
 
+def test_measuring_tells_what_a_step_would_and_changes_nothing(folder: Path) -> None:
+    trainer, batch = _trainer(folder), samples(6)
+    before = trainer.weights()
+    measured = trainer.measure(batch)
+    after = trainer.weights()
+    assert all(torch.equal(after.tensors[name], t) for name, t in before.tensors.items())
+    assert all(master.grad is None for master in trainer.trainable.masters.values())
+    stepped = trainer.step(batch)
+    assert measured == {name: stepped[name] for name in measured}
+    assert {"loss", "token_accuracy", "kl_to_sampler"} <= measured.keys()
+    assert trainer.measure([]) == {}
+
+
+def test_accuracy_is_the_share_of_tokens_that_greedy_decoding_would_take(folder: Path) -> None:
+    trainer = _trainer(folder, loss="cross_entropy")
+    shown = [imitation((7, 3, 50, 51, 3), (False, False, True, True, True), "d")]
+    assert trainer.measure(shown)["token_accuracy"] < 1
+    for _ in range(30):
+        trainer.step(shown)
+    assert trainer.measure(shown)["token_accuracy"] == 1
+
+
 def test_no_samples_change_nothing(folder: Path) -> None:
     trainer = _trainer(folder)
     before = trainer.weights()
