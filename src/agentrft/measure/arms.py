@@ -98,7 +98,7 @@ def best_of(
     `training` is what the verifier took before it could choose. Raises UserError if the policy has
     too few rollouts of every task.
     """
-    most = max((len(graded) for graded in by_task(arm.records).values()), default=0)
+    most = samples(arm)
     if not 2 <= k <= most:
         raise UserError(
             f"best of {k} needs {max(k, 2)} rollouts per task, and {arm.name!r} has {most}; measure "
@@ -113,6 +113,11 @@ def best_of(
         verdicts=verdicts or {},
         training=arm.training + (training or Spending()),
     )
+
+
+def samples(arm: Arm) -> int:
+    """Return the most rollouts that a task has; infrastructure may have spoiled some of another's."""
+    return max((len(graded) for graded in by_task(arm.records).values()), default=0)
 
 
 def choice_name(policy: str, k: int, chosen_by: str) -> str:

@@ -25,6 +25,7 @@ from agentrft.measure.arms import (
     machine_seconds,
     odds,
     rollout_key,
+    samples,
     spent,
 )
 from agentrft.measure.statistics import (
@@ -40,6 +41,7 @@ from agentrft.measure.summary import by_task, passed, score_of
 
 __all__ = [
     "GRADER",
+    "RELIABLE",
     "Arm",
     "Comparison",
     "Row",
@@ -48,6 +50,7 @@ __all__ = [
     "Versus",
     "best_of",
     "compare",
+    "samples",
     "spent",
 ]
 
@@ -206,11 +209,6 @@ class _Measured:
         arm = replace(self.arm, k=k, name=name)
         return _Measured(arm, self.threshold, self.prices, self.clock)
 
-    @property
-    def most(self) -> int:
-        """Most rollouts of a task."""
-        return max(map(len, self.graded.values()))
-
     def cost_per_solved(self, tasks: float) -> float:
         """Return what a solved task costs when so many are served."""
         if not self.rate.value:
@@ -351,7 +349,7 @@ def _versus(measured: Sequence[_Measured], rival: _Measured | None) -> list[Vers
         if one.arm.trained and one.arm.k == 1 and prompt:
             pairs.append((one, prompt))
             if rival:
-                ks = {_equal_cost_k(one, rival), min(RELIABLE, rival.most)} - {1}
+                ks = {_equal_cost_k(one, rival), min(RELIABLE, samples(rival.arm))} - {1}
                 pairs += [(one, rival.at(k)) for k in sorted(ks)]
     differences = [paired_difference(second.values, first.values) for first, second in pairs]
     adjusted = holm([difference.p_value for difference in differences])
@@ -381,7 +379,9 @@ def _verdict(difference: PairedDifference, adjusted_p: float) -> Verdict:
 def _equal_cost_k(trained: _Measured, rival: _Measured) -> int:
     """Return the largest measured k whose cost per task is at most the trained arm's; 1 at least."""
     affordable = (
-        k for k in range(rival.most, 1, -1) if rival.at(k).cost_per_task <= trained.cost_per_task
+        k
+        for k in range(samples(rival.arm), 1, -1)
+        if rival.at(k).cost_per_task <= trained.cost_per_task
     )
     return next(affordable, 1)
 
@@ -450,10 +450,10 @@ def _notes(
             "Best-of-k by the grader is an upper bound: to serve it, the grader must be there when "
             "the task is, reference included."
         )
-    if best and rival and _equal_cost_k(best, rival) == rival.most:
+    if best and rival and _equal_cost_k(best, rival) == samples(rival.arm):
         yield (
-            f"{best.arm.name} costs as much per task as best of {rival.most} or more, and there are "
-            "no more rollouts to choose from; equal cost may buy a larger k."
+            f"{best.arm.name} costs as much per task as best of {samples(rival.arm)} or more, and no "
+            "more rollouts were measured; equal cost may buy a larger k."
         )
     for one in measured:
         faults, short = len(one.arm.records) - sum(map(len, one.graded.values())), 0

@@ -12,9 +12,18 @@ from rich.text import Text
 
 from agentrft.core.config import PriceList
 from agentrft.core.errors import UserError
-from agentrft.core.run import RolloutRecord
+from agentrft.core.run import RolloutRecord, StepMetrics
 from agentrft.measure.arms import rollout_key
-from agentrft.measure.comparison import Arm, Comparison, Row, Spending, best_of, compare, spent
+from agentrft.measure.comparison import (
+    Arm,
+    Comparison,
+    Row,
+    Spending,
+    best_of,
+    compare,
+    samples,
+    spent,
+)
 from agentrft.measure.search_section import cell, figures_table, plain
 from agentrft.measure.summary import ReportInput, StageResult, by_task
 
@@ -36,12 +45,13 @@ def payoff(given: ReportInput) -> Payoff | None:
     """Hold trained stages against the best prompt and best-of-k; None where nobody asked."""
     if not given.advice and given.control is None and not any(s.metrics for s in given.stages):
         return None
-    arms = _arms(given)
+    arms = arms_of(given)
     if not arms:
         return None
+    choices = [best_of(arm, most) for arm in arms if not arm.trained and (most := samples(arm)) > 1]
     try:
         comparison = compare(
-            arms,
+            [*arms, *choices],
             pass_threshold=given.pass_threshold,
             prices=PriceList(**given.config.get("prices", {})),
         )
@@ -50,8 +60,8 @@ def payoff(given: ReportInput) -> Payoff | None:
     return Payoff(answer=comparison.answer, comparison=comparison)
 
 
-def _arms(given: ReportInput) -> list[Arm]:
-    """Return the stages, each with everything taken up to it, and the choices of the control."""
+def arms_of(given: ReportInput) -> list[Arm]:
+    """Return the stages, each with everything taken up to it; the control with the stage it repeats."""
     arms: list[Arm] = []
     taken, trained = Spending(), False
     for stage in given.stages:
@@ -60,13 +70,12 @@ def _arms(given: ReportInput) -> list[Arm]:
         taken += _taken(given, stage, first=not arms)
         if by_task(holdout):
             arms.append(Arm(name=stage.name, records=holdout, training=taken, trained=trained))
-    if given.control is None or not by_task(given.control.records):
-        return arms
-    return _with_control(arms, given.control.records)
+    drawn = given.control.records if given.control else ()
+    return _with_control(arms, drawn) if by_task(drawn) else arms
 
 
 def _with_control(arms: list[Arm], drawn: Sequence[RolloutRecord]) -> list[Arm]:
-    """Add what the best spec's rollouts came to, and the best of them."""
+    """Add several rollouts per task of the best spec to the stage that measured it, or beside it."""
     spec = drawn[0].graded.trajectory.spec_hash
     policy = next(
         (
@@ -76,16 +85,13 @@ def _with_control(arms: list[Arm], drawn: Sequence[RolloutRecord]) -> list[Arm]:
         ),
         Arm(name="best spec", records=()),
     )
-    most = max(map(len, by_task(drawn).values()))
     kept = {rollout_key(record.graded.trajectory) for record in drawn}
     if {rollout_key(record.graded.trajectory) for record in policy.records} <= kept:
         # The stage's own rollouts are among them: more of the same policy.
-        arms = [arm for arm in arms if arm is not policy]
-        widened = replace(policy, records=drawn)
-    else:
-        widened = replace(policy, name=f"{policy.name}, {most} rollouts each", records=drawn)
-    choice = [best_of(replace(widened, name=policy.name), most)] if most > 1 else []
-    return [*arms, widened, *choice]
+        return [*(arm for arm in arms if arm is not policy), replace(policy, records=drawn)]
+    several = max(map(len, by_task(drawn).values()))
+    named = f"{policy.name}, {several} rollouts each"
+    return [*arms, replace(policy, name=named, records=drawn)]
 
 
 def _taken(given: ReportInput, stage: StageResult, *, first: bool) -> Spending:
@@ -95,7 +101,7 @@ def _taken(given: ReportInput, stage: StageResult, *, first: bool) -> Spending:
             (record for record in stage.records if record.split != given.split),
             seconds=given.phase_s.get(stage.name, 0.0),
         )
-        return replace(before, trained_tokens=trained_tokens(stage))
+        return replace(before, trained_tokens=trained_tokens(stage.metrics))
     if first or given.search is None:
         return Spending()
     used = given.search.spent
@@ -108,9 +114,9 @@ def _taken(given: ReportInput, stage: StageResult, *, first: bool) -> Spending:
     )
 
 
-def trained_tokens(stage: StageResult) -> float:
+def trained_tokens(metrics: Sequence[StepMetrics]) -> float:
     """Return how many tokens passed through the trainer."""
-    return sum(step.values.get("computed_tokens", 0.0) for step in stage.metrics)
+    return sum(step.values.get("computed_tokens", 0.0) for step in metrics)
 
 
 def payoff_section(found: Payoff | None) -> str:

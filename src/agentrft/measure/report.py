@@ -98,7 +98,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "did_weights_pay": asdict(report.payoff) if report.payoff else None,
         **asdict(report.summary),
     }
-    return cast(dict[str, Any], _finite(document))
+    return cast(dict[str, Any], finite(document))
 
 
 def terminal(report: Report) -> RenderableType:
@@ -174,15 +174,15 @@ def _without_secrets(value: object) -> object:
     return value
 
 
-def _finite(value: object) -> object:
-    """Make a value plain JSON."""
+def finite(value: object) -> object:
+    """Make a value plain JSON; numbers that are not finite become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         mapping = cast(Mapping[object, object], value)
-        return {str(key): _finite(item) for key, item in mapping.items()}
+        return {str(key): finite(item) for key, item in mapping.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in cast(list[object], value)]
+        return [finite(item) for item in cast(list[object], value)]
     if value is None or isinstance(value, str | int):
         return value
     return str(value)
