@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import openai
-from move_job import conversations, rows, tool_schemas
+from move_job import rows, tool_schemas
 
 DEADLINE_S = 420.0
 
@@ -201,19 +201,25 @@ class Scenario:
 
     async def imitation_and_preference(self) -> None:
         """Demonstrations are imitated; pairs are learned from with the model that came of it."""
-        told = conversations()[:10]
+        told = [
+            {
+                "messages": [
+                    {"role": "user", "content": f"Where is W{number}?"},
+                    {"role": "assistant", "content": f"W{number} is on its way."},
+                ]
+            }
+            for number in range(10)
+        ]
         taught = await self.learned(
             "supervised", told, model="smollm2-135m", figure="train_mean_token_accuracy"
         )
-        refusal = {"role": "assistant", "content": "I cannot help with that."}
         pairs = [
             {
-                "input": {"messages": row["messages"][:place], "tools": row["tools"]},
-                "preferred_output": [row["messages"][place]],
-                "non_preferred_output": [refusal],
+                "input": {"messages": row["messages"][:1]},
+                "preferred_output": row["messages"][1:],
+                "non_preferred_output": [{"role": "assistant", "content": "I do not know."}],
             }
             for row in told
-            for place in [[message["role"] for message in row["messages"]].index("assistant")]
         ]
         await self.learned("dpo", pairs, model=taught, figure="train_margin")
 
