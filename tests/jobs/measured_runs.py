@@ -103,7 +103,11 @@ def climbed(home: Home, project: Project, run_id: str) -> None:
 def compared(
     home: Home, project: Project, *runs: str, run_id: str = "comparison", **kwargs: Any
 ) -> Comparison:
-    job = Job.start(
+    return asyncio.run(compare_runs(a_comparison(home, project, run_id), project, runs, **kwargs))
+
+
+def a_comparison(home: Home, project: Project, run_id: str) -> Job:
+    return Job.start(
         home,
         project.config.name,
         Method.COMPARISON,
@@ -113,4 +117,3 @@ def compared(
         stop=asyncio.Event(),
         run_id=run_id,
     )
-    return asyncio.run(compare_runs(job, project, runs, **kwargs))

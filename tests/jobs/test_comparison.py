@@ -133,4 +133,4 @@ def test_weights_of_an_unknown_run_are_compared_without_their_cost(tmp_path: Pat
     stranger = imitated(Home.open(tmp_path / "other"), project, "run-far")
     measured(home, project, "run-2", chance=90, checkpoint=stranger)
     found = compared(home, project, "run-1", "run-2")
-    assert any("is not known here" in note for note in found.notes)
+    assert any("is not known here in full" in note for note in found.notes)

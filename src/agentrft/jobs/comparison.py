@@ -57,16 +57,19 @@ async def compare_runs(
     """
     async with job.running():
         _check(job, {"runs": list(runs), "best_of": best_of_k, "verifier": verifier})
-        found = [_arms_of_run(job.home, named, alone=len(runs) == 1) for named in runs]
+        found = [
+            _arms_of_run(job.home, named, alone=len(runs) == 1, teaches=verifier == LEARNED)
+            for named in runs
+        ]
         arms = [arm for of_run, _ in found for arm in of_run]
         notes = [note for _, of_run in found for note in of_run]
         k = best_of_k or RELIABLE
         sources = [arm for arm in arms if samples(arm) >= k]
         if not sources and (best_of_k or verifier != GRADER):
-            most = max(arms, key=samples)
+            most = max(map(samples, arms), default=0)
             raise UserError(
-                f"best of {k} needs {k} rollouts per task, and the most are {samples(most)}, of "
-                f"{most.name!r}; measure it with methods.evaluation.samples_per_task = {k}"
+                f"best of {k} needs {k} rollouts per task, and the most are {most}; measure the best "
+                f"spec with methods.evaluation.samples_per_task = {k}"
             )
         choices = [best_of(arm, k) for arm in sources]
         if verifier != GRADER:
@@ -129,23 +132,35 @@ async def _verdicts(
 
 
 def _teaching(home: Home, runs: Sequence[str]) -> list[RolloutRecord]:
-    """Read what the runs and their stages rolled out on train tasks."""
-    lines = (
-        line
-        for named in runs
-        for run in rollout_runs(home.store, _root(home, _run_id(named)).id)
-        for line in listed_rollouts(home.store, [run])
+    """Read what the runs, their stages and the trainings of their weights rolled out on train tasks."""
+    sources: dict[str, None] = {}
+    for named in runs:
+        run = _root(home, _run_id(named))
+        led_to = _lineage(home, run.result.get("checkpoint", ""))
+        sources |= dict.fromkeys(
+            (*rollout_runs(home.store, run.id), *(job.run.id for job, _ in led_to))
+        )
+    lines = listed_rollouts(home.store, [*sources])
+    return [
+        home.store.trajectory(line.record_id)
+        for line in lines
         if line.split == "train" and line.score is not None
-    )
-    return [home.store.trajectory(line.record_id) for line in lines]
+    ]
 
 
-def _arms_of_run(home: Home, named: str, *, alone: bool) -> tuple[list[Arm], list[str]]:
-    """Return a run's policies with notes on them, named after the run unless it stands alone."""
+def _arms_of_run(
+    home: Home, named: str, *, alone: bool, teaches: bool
+) -> tuple[list[Arm], list[str]]:
+    """Return a run's policies with notes on them, named after the run unless it stands alone.
+
+    Where a verifier is taught, a run may bring nothing but rollouts on train tasks.
+    """
     label, _, _ = named.rpartition("=")
     run = _root(home, _run_id(named))
     arms, notes = _measured(home, run)
     if not arms:
+        if teaches and home.store.trajectories(run.id, split="train", limit=1).items:
+            return [], []
         raise UserError(
             f"run {run.id} has no rollouts on the holdout; measure what it left with "
             "`agentrft evaluate PROJECT [--checkpoint FOLDER]` and compare that run"
@@ -187,34 +202,35 @@ def _evaluated(home: Home, run: Run) -> tuple[list[Arm], list[str]]:
     ]
     if not records:
         return [], []
-    name, checkpoint = records[0].stage, run.result.get("checkpoint", "")
+    name, checkpoint = records[0].stage, str(run.result.get("checkpoint", ""))
     trained = bool(checkpoint) or name not in (BASE, SPEC, BEST_OF)
-    training = _took(home, checkpoint) if trained else Spending()
-    notes = (
-        [f"What training {name} took is not known here: its run is not in this home folder."]
-        if training is None
-        else []
-    )
-    return [
-        Arm(name=name, records=records, training=training or Spending(), trained=trained)
-    ], notes
+    lineage = _lineage(home, checkpoint)
+    known = bool(lineage) and not lineage[-1][0].run.result.get("start")
+    notes = [f"What training {run.id} took is not known here in full."] * (trained and not known)
+    return [Arm(name=name, records=records, training=_took(lineage), trained=trained)], notes
 
 
-def _took(home: Home, checkpoint: str) -> Spending | None:
-    """Return what led to a checkpoint, its start's training included; None if its run is unknown."""
+def _took(lineage: Sequence[tuple[Job, int | None]]) -> Spending:
+    """Return what a line of trainings took, each up to the step that was gone on from."""
+    total = Spending()
+    for job, last in lineage:
+        steps = [one for one in job.read_all(StepMetrics) if last is None or one.step <= last]
+        made = [one for one in job.read_all(RolloutRecord) if one.split != "holdout"]
+        own = spent(made, seconds=job.seconds)
+        total += replace(own, trained_tokens=trained_tokens(steps))
+    return total
+
+
+def _lineage(home: Home, checkpoint: str) -> list[tuple[Job, int | None]]:
+    """Return the trainings that led to a checkpoint, last first, with the step that it is of."""
     folder = Path(checkpoint)
-    run = home.store.find_run(folder.parent.parent.name)
+    run = home.store.find_run(folder.parent.parent.name) if checkpoint else None
     if run is None:
-        return None
+        return []
     job = opened_run(home, run.id)
-    written = {Path(c.path).name: c.step for c in job.read_all(Checkpoint)}
-    last = written.get(folder.name)
-    steps = [one for one in job.read_all(StepMetrics) if last is None or one.step <= last]
-    made = [one for one in job.read_all(RolloutRecord) if one.split != "holdout"]
-    own = replace(spent(made, seconds=job.seconds), trained_tokens=trained_tokens(steps))
-    start = str(run.result.get("start", ""))
-    before = _took(home, start) if start else Spending()
-    return None if before is None else own + before
+    written = {Path(one.path).name: one.step for one in job.read_all(Checkpoint)}
+    own = (job, written.get(folder.name))
+    return [own, *_lineage(home, str(run.result.get("start", "")))]
 
 
 def _root(home: Home, run_id: str) -> Run:

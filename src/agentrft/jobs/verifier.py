@@ -209,8 +209,8 @@ def balanced(
         raise UserError(
             f"a verifier learns from at least {LEAST} solved and {LEAST} failed rollouts on train "
             f"tasks, and these runs stored {len(solved)} and {len(failed)} to learn from; add a run "
-            "with more of them (`agentrft preflight`, `agentrft train PROJECT rejection`), or choose "
-            "with --verifier grader or judge:NAME"
+            "with more of them (`agentrft evaluate PROJECT --split train`), or choose with --verifier "
+            "grader or judge:NAME"
         )
     draw = random.Random(derive_seed(seed, "verifier", "rows"))
     return [*draw.sample(solved, count), *draw.sample(failed, count)]
