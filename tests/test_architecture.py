@@ -182,6 +182,8 @@ spec apply project run --config --home
 preflight project --checkpoint --preset --seed --resume --config --unsafe-graders --home
 audit project --grader --data --rows --seed --probe --task --reference --model --second
   --call-tools --fix --json --unsafe-graders --config --home
+compare runs --best-of --verifier --reference --output --project --resume --unsafe-graders --home
+rebase run --model --project --resume --unsafe-graders --allow-audit-findings --home
 report run --home
 regrade run --grader --project --resume --unsafe-graders --home
 signing-key --home

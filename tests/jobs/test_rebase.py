@@ -22,13 +22,12 @@ from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.improve import improve
 from agentrft.jobs.improvement_report import children_of
 from agentrft.jobs.optimize import opened_run
-from agentrft.jobs.origin import Origin, carried_over, origin_of, trainer_of
+from agentrft.jobs.origin import Origin, carried_over, origin_of
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import Project
 from agentrft.jobs.rebase import rebase
 from agentrft.jobs.rebase_report import adoption, rebase_report_again
 from agentrft.jobs.serving import ServedModel
-from agentrft.jobs.stages import train
 from agentrft.measure.report import Report, as_json
 from agentrft.store.home import Home
 
@@ -279,52 +278,3 @@ def test_only_a_certain_gain_changes_the_model(climb: Climb, new: float, said: s
     told = adoption(("old", "new"), scored(0.5), scored(new), config, "validation")
     assert told.startswith(said)
     assert f"on {len(records)} validation tasks" in told
-
-
-REAL = """
-name = "desk"
-model = "{model}"
-environment = "tools.py:Desk"
-[limits]
-max_turns = 1
-max_tokens = 8
-max_context_tokens = 500
-[engine]
-dtype = "float32"
-threads = 1
-[data]
-demonstrations = "demonstrations.jsonl"
-[methods.supervised]
-steps = 2
-batch_size = 2
-[methods.supervised.trainer]
-dtype = "float32"
-threads = 1
-"""
-
-
-def test_real_weights_of_another_model_are_trained_the_same_way(tmp_path: Path) -> None:
-    old, new = (
-        tiny_families._write_chat_model(tmp_path / name, seed=seed)
-        for seed, name in enumerate(("old", "new"))
-    )
-    project = a_project(tmp_path / "desk", toml=REAL.format(model=old), rows=3)
-    rows = [
-        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}
-    ]
-    (project.folder / "demonstrations.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    home = Home.open(tmp_path / "home")
-    first = a_job(home, project, Method.SUPERVISED)
-    asyncio.run(train(first, project, None))
-    other = with_model(project, new)
-    job = a_job(home, other, Method.REBASE)
-    origin = origin_of(opened_run(home, first.run.id), project)
-    report, folder = asyncio.run(rebase(job, origin, other, allow_findings=True))
-    stages = {stage.name: stage for stage in report.summary.stages}
-    assert list(stages) == ["old base", "old tuned", "new base", "new tuned"]
-    assert all(stage.measured and stage.measured.tasks == 3 for stage in stages.values())
-    assert report.payoff is not None
-    assert report.payoff.comparison is not None
-    assert "Keep" in report.payoff.answer
-    assert (folder / "report.html").is_file()
-    assert trainer_of(other.config.methods, Method.SUPERVISED).dtype == "float32"

@@ -8,7 +8,20 @@ import sys
 
 import typer
 
-from agentrft.cli import audit, chat, compare, export, home, machine, project, rebase, search, serve, spec, tenants
+from agentrft.cli import (
+    audit,
+    chat,
+    compare,
+    export,
+    home,
+    machine,
+    project,
+    rebase,
+    search,
+    serve,
+    spec,
+    tenants,
+)
 from agentrft.cli.terminal import INTERRUPTED
 
 app = typer.Typer(
