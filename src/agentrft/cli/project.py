@@ -149,12 +149,13 @@ def evaluate(
     from agentrft.measure.report import terminal
 
     opened = opened_project(home, project, config, preset, unsafe_graders)
+    weights = checkpoint.resolve() if checkpoint else None
     report = run_job(
         opened,
         Method.EVALUATION,
         seed,
         resume,
-        lambda job: measure(job, opened.project, split, checkpoint),
+        lambda job: measure(job, opened.project, split, weights),
     )
     console().print(terminal(report))
 
@@ -310,6 +311,7 @@ def run_job(
     """Run a job of a project, a new one or the newest unfinished one."""
     from agentrft.jobs.context import Job
     from agentrft.jobs.progress import BarProgress
+    from agentrft.jobs.provenance import note_provenance
     from agentrft.jobs.regrade import PROJECT_FILE
     from agentrft.jobs.resume import unfinished_run
 
@@ -329,6 +331,7 @@ def run_job(
             run_id=run_id,
         )
         job.note_result(**{PROJECT_FILE: str(opened.file)})
+        note_provenance(job, opened.project)
         return job
 
     return _finish(start, work, opened.grading)

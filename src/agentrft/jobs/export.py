@@ -28,7 +28,7 @@ from agentrft.jobs.export_card import known_card
 from agentrft.jobs.project import Project, open_project
 from agentrft.jobs.publication import Publisher
 from agentrft.jobs.regrade import project_file
-from agentrft.jobs.trained import Trained, base_model, find_trained, trained_spec
+from agentrft.jobs.trained import Trained, UnchangedError, base_model, find_trained, trained_spec
 from agentrft.measure.model_card import Check, model_card
 from agentrft.rollout.harness import Harness
 from agentrft.store.home import Home
@@ -75,10 +75,6 @@ _PROBES: Sequence[tuple[tuple[Message, ...], tuple[ToolSpec, ...]]] = (
 
 class ExportError(AgentRFTError):
     """What was written does not say what was trained."""
-
-
-class UnchangedError(UserError):
-    """Training ended with the weights it began with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,17 +193,7 @@ def _refuse(source: _Source, target: Path, form: Format) -> None:
             f"{source.trained.folder} holds full weights, which are no adapter; use --format merged"
         )
     if not changed(source.trained.folder, source.base.folder):
-        raise unchanged(str(source.trained.folder))
-
-
-def unchanged(what: str) -> UnchangedError:
-    """Return what is said of weights that training left as they were."""
-    return UnchangedError(
-        f"{what}: the weights equal those of the base model, rounded as they would be served. Either "
-        "no group had spread in its scores (see `agentrft runs show`: then tasks are too easy or too "
-        "hard, or the grader is flat), or the learning rate is too small for the number of steps; "
-        "change that and train again"
-    )
+        raise UnchangedError(str(source.trained.folder))
 
 
 async def _probed(source: _Source) -> tuple[list[_Probe], float | None]:

@@ -229,4 +229,8 @@ async def measure(job: Job, project: Project, split: Split, checkpoint: Path | N
     with served_model(project, job.home, trained=checkpoint is not None, job=job) as model:
         records = await evaluation(job, model, project.tasks(split), measurement, checkpoint)
     stages = [StageResult(name=stage, records=records)]
-    return reported(job, project.config, stages, split=split)
+    report = reported(job, project.config, stages, split=split)
+    # An export of these weights finds by this what was measured of them.
+    write_report(report, job.home.report(job.run.id))
+    job.note_result(checkpoint=str(checkpoint or ""))
+    return report

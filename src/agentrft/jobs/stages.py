@@ -24,6 +24,7 @@ from agentrft.jobs.reinforcement import reinforce, serving
 from agentrft.jobs.rejection import rejection
 from agentrft.jobs.serving import ServedModel, first_step, served_model
 from agentrft.jobs.supervised import demonstration_samples, held_out_samples, imitate
+from agentrft.jobs.trained import UnchangedError
 from agentrft.jobs.validation import task_sets
 from agentrft.measure.monitors import alarms_of
 from agentrft.measure.report import StageResult
@@ -43,22 +44,33 @@ async def train(
 ) -> Checkpoint:
     """Train with the job's own method, from a checkpoint or from the base model.
 
-    Before reinforcement the grader is audited, as before an improvement.
+    Wherever grades choose what is learned, the grader is audited first, as before an improvement.
+    Raises UnchangedError, and the run has failed, if the weights end as the base model's.
     """
     with served_model(project, job.home, trained=True) as model:
-        match job.run.method:
-            case Method.SUPERVISED:
-                return await warm_start(job, model, start)
-            case Method.REJECTION:
-                return await rejection(job, model, start)
-            case Method.DISTILLATION:
-                return await distillation(job, model, start)
-            case Method.PREFERENCE:
-                return await preference(job, model, start)
-            case Method.REINFORCEMENT:
-                return await reinforcement(job, model, start, allow_findings=allow_findings)
-            case other:
-                raise UserError(f"{other} is no method that trains from the command line")
+        checkpoint = await _trained(job, model, start, allow_findings=allow_findings)
+        if not model.changed(Path(checkpoint.path)):
+            async with job.running():
+                raise UnchangedError(f"run {job.run.id}")
+        return checkpoint
+
+
+async def _trained(
+    job: Job, model: ServedModel, start: Path | None, *, allow_findings: bool
+) -> Checkpoint:
+    match job.run.method:
+        case Method.SUPERVISED:
+            return await warm_start(job, model, start)
+        case Method.REJECTION:
+            return await rejection(job, model, start, allow_findings=allow_findings)
+        case Method.DISTILLATION:
+            return await distillation(job, model, start, allow_findings=allow_findings)
+        case Method.PREFERENCE:
+            return await preference(job, model, start, allow_findings=allow_findings)
+        case Method.REINFORCEMENT:
+            return await reinforcement(job, model, start, allow_findings=allow_findings)
+        case other:
+            raise UserError(f"{other} is no method that trains from the command line")
 
 
 async def measured(

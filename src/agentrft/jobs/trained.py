@@ -22,6 +22,18 @@ from agentrft.training.checkpoint import (
 )
 
 
+class UnchangedError(UserError):
+    """Training ended with the weights of the base model."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}: the weights equal those of the base model, rounded as they would be served. "
+            "Either no task's scores differed between its rollouts (`agentrft runs show` tells: tasks "
+            "are too easy or too hard, or the grader is flat), or the learning rate is too small for "
+            "so few steps. Change that and train again"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """A checkpoint with what is known of where it came from."""
@@ -50,11 +62,11 @@ def find_trained(home: Home, name: str) -> Trained:
 
 
 def _of_run(home: Home, run: Run) -> Trained:
-    if run.method is Method.IMPROVE:
+    if run.method in (Method.IMPROVE, Method.REBASE):
         path = run.result.get("checkpoint")
         if not path:
             raise UserError(
-                f"improvement {run.id} delivered no weights; it trained none, or not yet"
+                f"{run.method} {run.id} delivered no weights; it trained none, or not yet"
             )
         return replace(_of_folder(home, Path(path)), run=run)
     checkpoint = delivered(opened_run(home, run.id))
