@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= passive
 unexport HF_HUB_OFFLINE
 
 .DEFAULT_GOAL := help
-.PHONY: help postgres setup demo test learning soak audit-accuracy soak-sandbox fuzz fuzz-parsers load check format clean
+.PHONY: help postgres setup demo test learning learning-toys soak audit-accuracy soak-sandbox fuzz fuzz-parsers load check format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ learning: $(STAMP) ## Three seeds of the support desk, one after the other (abou
 	for seed in 0 1 2; do \
 	    $(BIN)/agentrft improve examples/support_desk --seed $$seed || exit 1; \
 	done
+
+learning-toys: $(STAMP) ## Every method on toys with a known optimum, five seeds (about 15 minutes); prints a table
+	$(BIN)/python -m pytest -s tests/learning
 
 soak: $(STAMP) ## Two workers, 200 jobs, SIGKILL at random moments (about 15 minutes)
 	AGENTRFT_SOAK_JOBS=200 $(BIN)/python -m pytest -s tests/jobs/test_killed_workers.py
