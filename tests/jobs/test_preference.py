@@ -159,6 +159,8 @@ def test_a_run_stopped_while_it_rolls_out_goes_on_with_what_is_missing(tmp_path:
     trained(resumed, project, again)
     assert len(resumed.read_all(RolloutRecord)) == 16
     assert again.batches == straight.batches
+    told = [event.message for event in resumed.read_all(Event) if " pairs from " in event.message]
+    assert told == ["3 pairs from 16 rollouts; 3 of 4 tasks have rollouts that score 0.2 apart"]
 
 
 def test_a_run_stopped_between_steps_ends_with_the_batches_of_a_whole_one(tmp_path: Path) -> None:

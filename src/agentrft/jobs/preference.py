@@ -21,10 +21,13 @@ from agentrft.jobs.supervised import HeldOut, epoch_steps, learn
 from agentrft.store.datasets import read_preferences
 
 
-async def preference(job: Job, model: ServedModel, start: Path | None) -> Checkpoint:
+async def preference(
+    job: Job, model: ServedModel, start: Path | None, *, allow_findings: bool = False
+) -> Checkpoint:
     """Learn from the project's pairs, or from pairs of rollouts on train tasks if it has none.
 
-    Raises UserError if there is no pair to learn from.
+    Raises UserError if there is no pair to learn from, and, where its grades tell what is better,
+    GraderRefusedError for a grader that fails its audit, unless `allow_findings`.
     """
     project = model.project
     config = project.config.methods.preference
@@ -34,7 +37,7 @@ async def preference(job: Job, model: ServedModel, start: Path | None) -> Checkp
         if given := project.preferences():
             pairs = fitting_pairs(job, model, given)
         else:
-            pairs = await mined_pairs(job, model, start, config)
+            pairs = await mined_pairs(job, model, start, config, allow_findings=allow_findings)
         trainer = model.resumed_trainer(job, config.trainer, "preference", start)
         unseen: Sequence[Preference] = ()
         if name := project.config.data.held_out_preferences:
@@ -83,7 +86,12 @@ def held_out_pairs(
 
 
 async def mined_pairs(
-    job: Job, model: ServedModel, start: Path | None, config: PreferenceConfig
+    job: Job,
+    model: ServedModel,
+    start: Path | None,
+    config: PreferenceConfig,
+    *,
+    allow_findings: bool,
 ) -> list[Pair]:
     """Roll the train tasks out and return pairs of what came of it; a resumed run rolls out the rest.
 
@@ -92,18 +100,19 @@ async def mined_pairs(
     rollouts = EvaluationConfig(
         samples_per_task=config.samples, temperature=config.temperature, tasks=config.tasks
     )
-    records = await own_rollouts(job, model, start, rollouts)
+    records = await own_rollouts(job, model, start, rollouts, allow_findings=allow_findings)
     found = mined(
         [record.graded for record in records],
         least_gap=config.least_gap,
         most_per_task=config.most_per_task,
         seed=job.run.seed,
     )
-    job.note_result(pairs=len(found.pairs))
-    job.event(
-        f"{len(found.pairs)} pairs from {len(records)} rollouts; {found.tasks_with_gap} of "
-        f"{found.tasks} tasks have rollouts that score {config.least_gap:g} apart"
-    )
+    if "pairs" not in job.run.result:
+        job.note_result(pairs=len(found.pairs))
+        job.event(
+            f"{len(found.pairs)} pairs from {len(records)} rollouts; {found.tasks_with_gap} of "
+            f"{found.tasks} tasks have rollouts that score {config.least_gap:g} apart"
+        )
     if not found.pairs:
         raise UserError(_why_none(found, config))
     return list(found.pairs)
