@@ -72,22 +72,21 @@ count = 1
 POLICY = "Look every order up first. Then answer in one short sentence. Never guess."
 
 
-def a_desk(folder: Path, *, toml: str = "", spec: str = LONG, rows: int = 3) -> Project:
+def a_desk(folder: Path, *, toml: str = "", tools: str = TOOLS) -> Project:
     """A project of few tasks; its spec shows a demonstration and a section of its own."""
     folder.mkdir(parents=True)
-    (folder / "tools.py").write_text(TOOLS)
+    (folder / "tools.py").write_text(tools)
     (folder / "agent.toml").write_text(TOML + toml)
     (folder / "system.txt").write_text("Be kind.")
     (folder / "spec" / "system").mkdir(parents=True)
-    (folder / "spec" / "spec.toml").write_text(spec)
+    (folder / "spec" / "spec.toml").write_text(LONG)
     (folder / "spec" / "system" / "10-role.md").write_text("Be kind.")
     (folder / "spec" / "system" / "20-policy.md").write_text(POLICY)
-    if "[shown]" in spec:
-        (folder / "spec" / "demonstrations.jsonl").write_text(json.dumps(a_row("shown", 90)))
+    (folder / "spec" / "demonstrations.jsonl").write_text(json.dumps(a_row("shown", 90)))
     (folder / "demonstrations.jsonl").write_text(json.dumps(a_row("held-out", 80)))
     lines = (
         {"id": f"t{n}", "number": n, "messages": [{"role": "user", "content": f"where is W{n}?"}]}
-        for n in range(1, rows + 1)
+        for n in (1, 2, 3)
     )
     (folder / "train.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     return open_project(folder)
@@ -155,6 +154,11 @@ def a_model(
 
 
 def a_training(home: Path, method: Method) -> Job:
+    """Open a stage of an improvement, which has audited the grader."""
+    return a_whole_run(home).child("training", method)
+
+
+def a_whole_run(home: Path, method: Method = Method.IMPROVE) -> Job:
     return Job.start(
         Home.open(home),
         "desk",

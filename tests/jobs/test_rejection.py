@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from desk_model import a_desk, a_model, a_renderer, a_training
+from desk_model import TOOLS, a_desk, a_model, a_renderer, a_training, a_whole_run
 from tuning import FakeModel
 
 from agentrft.core.errors import UserError
@@ -20,6 +20,7 @@ from agentrft.core.trajectory import (
     Trajectory,
     Turn,
 )
+from agentrft.jobs.audit import GraderRefusedError
 from agentrft.jobs.context import Stopped
 from agentrft.jobs.own_rollouts import chosen
 from agentrft.jobs.rejection import rejection, sampled_tokens
@@ -131,6 +132,18 @@ def test_without_a_success_it_says_what_to_do(tmp_path: Path) -> None:
     assert job.run.status is RunStatus.FAILED
     assert model.trainers == []
     assert job.run.result["rollouts"] == 18
+
+
+def test_a_grader_that_lets_anything_pass_chooses_nothing(tmp_path: Path) -> None:
+    tools = TOOLS.replace('trajectory.output_text == f"W{self.number} is sent."', "True")
+    project, model = a_desk(tmp_path / "desk", tools=tools), FakeModel()
+    job = a_whole_run(tmp_path / "home", Method.REJECTION)
+    opened = a_model(project, a_renderer(tmp_path / "family"), model.open_trainer)
+    with pytest.raises(GraderRefusedError):
+        asyncio.run(rejection(job, opened, None))
+    assert job.read_all(RolloutRecord) == []
+    again = a_whole_run(tmp_path / "home", Method.REJECTION)
+    assert asyncio.run(rejection(again, opened, None, allow_findings=True)).step == 4
 
 
 def test_an_interruption_amid_rollouts_changes_nothing(tmp_path: Path) -> None:

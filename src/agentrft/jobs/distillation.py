@@ -25,7 +25,9 @@ from agentrft.store.spec_files import read_spec, write_spec
 from agentrft.training.credit import imitation
 
 
-async def distillation(job: Job, model: ServedModel, start: Path | None) -> Checkpoint:
+async def distillation(
+    job: Job, model: ServedModel, start: Path | None, *, allow_findings: bool = False
+) -> Checkpoint:
     """Roll out train tasks under the project's spec and imitate that under `short_spec`.
 
     The short spec is written into the run's folder. Raises UserError if nothing can be imitated,
@@ -47,6 +49,7 @@ async def distillation(job: Job, model: ServedModel, start: Path | None) -> Chec
                 temperature=config.temperature,
                 tasks=config.tasks,
             ),
+            allow_findings=allow_findings,
         )
         told = await _told(short, records)
         found = chosen(

@@ -11,6 +11,7 @@ from agentrft.core.grade import Outcome
 from agentrft.core.run import RolloutRecord
 from agentrft.core.task import ToolCall
 from agentrft.core.trajectory import Trajectory
+from agentrft.jobs.audit import gate, project_subject
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate
 from agentrft.jobs.reinforcement import serving
@@ -18,14 +19,24 @@ from agentrft.jobs.serving import ServedModel
 
 
 async def own_rollouts(
-    job: Job, model: ServedModel, start: Path | None, config: EvaluationConfig
+    job: Job,
+    model: ServedModel,
+    start: Path | None,
+    config: EvaluationConfig,
+    *,
+    allow_findings: bool,
 ) -> list[RolloutRecord]:
     """Roll out train tasks with a checkpoint or the base model, and note what it took.
 
     What an interrupted run stored is not made again. In an order that does not depend on which
-    rollout ended first: by task as in the file, then by seed.
+    rollout ended first: by task as in the file, then by seed. Raises GraderRefusedError if the grader
+    that is to choose among them fails its audit; an improvement was audited before its first stage.
     """
-    tasks = model.project.tasks("train")
+    project = model.project
+    if job.run.parent_id is None:
+        subject = project_subject(project)
+        await gate(job, subject, project.config.audit, allow_findings=allow_findings)
+    tasks = project.tasks("train")
     records = await evaluate(
         job,
         await serving(job, model, start),

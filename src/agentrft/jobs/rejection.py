@@ -14,7 +14,9 @@ from agentrft.jobs.supervised import held_out_samples, imitate
 from agentrft.training.credit import credited
 
 
-async def rejection(job: Job, model: ServedModel, start: Path | None) -> Checkpoint:
+async def rejection(
+    job: Job, model: ServedModel, start: Path | None, *, allow_findings: bool = False
+) -> Checkpoint:
     """Roll out train tasks, keep what was solved, and imitate it from the same start.
 
     Raises UserError if nothing was solved.
@@ -32,6 +34,7 @@ async def rejection(job: Job, model: ServedModel, start: Path | None) -> Checkpo
                 temperature=config.temperature,
                 tasks=config.tasks,
             ),
+            allow_findings=allow_findings,
         )
         found = chosen(
             records,
