@@ -21,8 +21,8 @@ from agentrft.jobs.regrade import listed_rollouts, rollout_runs
 from agentrft.jobs.serving import OpenModel, served_model
 from agentrft.jobs.stages import BASE, SPEC
 from agentrft.jobs.verifier import JUDGE, LEARNED, Verdicts, judged, verified
+from agentrft.measure.arms import GRADER
 from agentrft.measure.comparison import (
-    GRADER,
     RELIABLE,
     Arm,
     Comparison,

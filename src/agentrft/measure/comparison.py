@@ -40,8 +40,6 @@ from agentrft.measure.statistics import (
 from agentrft.measure.summary import by_task, passed, score_of
 
 __all__ = [
-    "GRADER",
-    "RELIABLE",
     "Arm",
     "Comparison",
     "Row",

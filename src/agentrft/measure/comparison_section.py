@@ -131,13 +131,12 @@ def comparison_table(comparison: Comparison) -> str:
     """Return notes, how to read them, and the table as HTML."""
     notes = "".join(f'<p class="warning">{escape(note)}</p>' for note in comparison.notes)
     priced = comparison.unit == "money"
-    money = "<th>money/task</th>" if priced else ""
     heads = "".join(f"<th>{name}</th>" for name in _COLUMNS)
     rows = "".join(_html_row(row, priced=priced) for row in comparison.rows)
     later = "".join(f"<th>{name}</th>" for name in _LATER)
     return (
         f'{notes}<p class="soft">{escape(_reading(comparison))}</p>'
-        f'<div class="panel wide"><table class="words"><tr>{heads}{money}{later}</tr>{rows}'
+        f'<div class="panel wide"><table class="words"><tr>{heads}{later}</tr>{rows}'
         "</table></div>"
     )
 
@@ -202,7 +201,7 @@ def _html_row(row: Row, *, priced: bool) -> str:
     low, high = 100 * row.pass_at_1.low, 100 * row.pass_at_1.high
     p = f"<small>p {_p(row.adjusted_p)}</small></td>" if row.difference else ""
     difference = cell(row.difference).removesuffix("</td>") + p if p else "<td>reference</td>"
-    money = f"<td>{row.money_per_task:.4g}</td>" if priced else ""
+    money = f"<br>money {row.money_per_task:.4g}" if priced else ""
     made, *more = _made_with(row)
     dropped = f", {row.dropped} dropped" if row.dropped else ""
     return (
@@ -213,7 +212,7 @@ def _html_row(row: Row, *, priced: bool) -> str:
         f"<td>{row.per_task.tool_calls:.2f}</td>"
         f"<td>{row.per_task.prompt_tokens + row.per_task.sampled_tokens:.0f}"
         f"<small>{row.per_task.prompt_tokens:.0f} read, {row.per_task.sampled_tokens:.0f} written"
-        f"</small></td>{money}<td>{made}<small>{'<br>'.join(more)}</small></td>"
+        f"{money}</small></td><td>{made}<small>{'<br>'.join(more)}</small></td>"
         f"<td>{_break_even(row)}</td></tr>"
     )
 
