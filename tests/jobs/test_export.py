@@ -1,0 +1,132 @@
+"""Trained weights handed to other programs, loaded back, and shown to be the same; real parts, tiny."""
+
+import asyncio
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import a_job
+
+from agentrft.core.errors import UserError
+from agentrft.core.policy import Checkpoint
+from agentrft.core.run import Method, RunStatus
+from agentrft.core.training_config import Adapter, Optimizer, TrainerConfig
+from agentrft.jobs.export import Exported, ExportError, Format, _require, export
+from agentrft.jobs.trained import UnchangedError, find_trained
+from agentrft.measure.model_card import Check
+from agentrft.store.home import Home
+from agentrft.training.credit import imitation
+from agentrft.training.trainer import LocalTrainer
+
+_path = Path(__file__).parents[1] / "inference" / "conftest.py"
+_spec = importlib.util.spec_from_file_location("inference_conftest", _path)
+assert _spec is not None
+assert _spec.loader is not None
+_inference: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_inference)
+
+
+def a_trained_run(folder: Path, *, steps: int = 3, kind: Any = "lora") -> Home:
+    """A home with the run `run-1`, which trained a tiny model of the family SmolLM2."""
+    base = _inference._write_chat_model(folder / "base")
+    job = a_job(folder / "home", Method.SUPERVISED, config={"model": str(base)})
+    trainer = LocalTrainer(
+        base,
+        TrainerConfig(
+            adapter=Adapter(kind=kind, rank=4, alpha=8.0),
+            optimizer=Optimizer(learning_rate=2e-2, warmup_steps=0),
+            dtype="float32",
+            device="cpu",
+            threads=1,
+        ),
+        loss="cross_entropy",
+        canaries=[[5, 6, 7, 8, 9]],
+        seed=1,
+    )
+    sample = imitation(list(range(10, 40)), [False] * 10 + [True] * 20, "a row")
+    for _ in range(steps):
+        trainer.step([sample])
+    weights = job.home.checkpoints(job.run.id) / "step-000003"
+    trainer.save(weights, {"step": steps})
+    job.append([Checkpoint(run_id=job.run.id, step=steps, path=str(weights), policy_version=steps)])
+    job.home.store.put_run(replace(job.run, status=RunStatus.SUCCEEDED))
+    return job.home
+
+
+def exported(home: Home, to: Path, form: Format) -> Exported:
+    return asyncio.run(export(home, "run-1", to, form))
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged", "gguf"])
+def test_an_export_reads_back_as_what_was_trained(tmp_path: Path, form: Format) -> None:
+    home, to = a_trained_run(tmp_path), tmp_path / "out"
+    done = exported(home, to, form)
+    assert done.checks
+    assert all(check.difference <= check.bound / 2 for check in done.checks)
+    assert done.identity is not None
+    assert done.identity < 0.01
+    files = {file.name for file in to.iterdir()}
+    expected = {
+        "adapter": {"adapter_model.safetensors", "adapter_config.json", "chat_template.jinja"},
+        "merged": {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"},
+        "gguf": {"model.gguf", "Modelfile"},
+    }[form]
+    assert expected | {"README.md"} <= files
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_an_adapter_names_its_base_and_holds_no_config_of_a_whole_model(tmp_path: Path) -> None:
+    home, to = a_trained_run(tmp_path), tmp_path / "out"
+    exported(home, to, "adapter")
+    settings = json.loads((to / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "base"
+    assert not (to / "config.json").exists()
+
+
+def test_weights_that_training_left_alone_are_not_exported(tmp_path: Path) -> None:
+    home, to = a_trained_run(tmp_path, steps=0), tmp_path / "out"
+    with pytest.raises(UnchangedError, match="equal those of the base model"):
+        exported(home, to, "merged")
+    assert not to.exists()
+
+
+def test_full_weights_are_no_adapter_and_merge_as_they_are(tmp_path: Path) -> None:
+    home = a_trained_run(tmp_path, kind="full")
+    with pytest.raises(UserError, match="use --format merged"):
+        exported(home, tmp_path / "adapter", "adapter")
+    assert exported(home, tmp_path / "merged", "merged").checks
+
+
+def test_nothing_is_written_over_and_nothing_is_left_by_a_failure(tmp_path: Path) -> None:
+    home, to = a_trained_run(tmp_path), tmp_path / "out"
+    to.mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        exported(home, to, "merged")
+    assert list(to.iterdir()) == []
+
+
+@pytest.mark.parametrize(("difference", "shortfall"), [(0.02, 0.0), (0.0, 0.02), (float("nan"), 0)])
+def test_an_export_that_says_something_else_is_refused(difference: float, shortfall: float) -> None:
+    check = Check(
+        read_by="transformers",
+        tokens=9,
+        difference=difference,
+        bound=0.005,
+        shortfall=shortfall,
+    )
+    with pytest.raises(ExportError, match="read by transformers"):
+        _require(check)
+
+
+def test_weights_are_found_by_run_and_by_folder(tmp_path: Path) -> None:
+    home = a_trained_run(tmp_path)
+    by_run = find_trained(home, "run-1")
+    by_folder = find_trained(home, str(by_run.folder))
+    assert by_folder == by_run
+    with pytest.raises(UserError, match="is no checkpoint"):
+        find_trained(home, str(tmp_path))
+    with pytest.raises(UserError, match="no model 'ft:base:agentrft::abc'"):
+        find_trained(home, "ft:base:agentrft::abc")
