@@ -75,11 +75,16 @@ RECIPES: Mapping[str, Recipe] = {
     "centred, clip, curriculum, 3 rounds": _rft("centred", tasks=CHOOSY),
     "rejection-sampled SFT": Recipe(
         method=Method.REJECTION,
-        methods=Methods(rejection=RejectionConfig(samples=32, supervised=IMITATION)),
+        methods=Methods(
+            # Rollouts are made with the adapter's settings of reinforcement, whatever trained it.
+            reinforcement=REINFORCEMENT,
+            rejection=RejectionConfig(samples=32, supervised=IMITATION),
+        ),
     ),
     "DPO, mined pairs": Recipe(
         method=Method.PREFERENCE,
         methods=Methods(
+            reinforcement=REINFORCEMENT,
             preference=PreferenceConfig(
                 steps=20,
                 batch_size=8,
@@ -87,7 +92,7 @@ RECIPES: Mapping[str, Recipe] = {
                 most_per_task=8,
                 trainer=TRAINER,
                 checkpoint_interval=20,
-            )
+            ),
         ),
     ),
 }
