@@ -41,9 +41,9 @@ def pairs(count: int) -> list[tuple[Sample, Sample]]:
 
 def _batch(loss: str, step: int) -> list[Sample]:
     match loss:
-        case "preference":  # a second epoch meets the same pairs in other company
+        case "preference":  # pairs come again in other company; one comes late
             made = pairs(4)
-            return [s for place in ((0, 1), (2, 3), (1, 2), (3, 0))[step] for s in made[place]]
+            return [s for place in ((0, 1), (1, 2), (2, 3), (3, 0))[step] for s in made[place]]
         case "cross_entropy":
             made = samples(5, seed=step)
             return [imitation(s.token_ids, s.action_mask, s.trajectory_id) for s in made]
