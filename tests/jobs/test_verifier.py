@@ -268,3 +268,16 @@ def test_a_transcript_that_is_too_long_loses_its_beginning(stored: Stored) -> No
     assert len(cut.token_ids) <= len(whole.token_ids) - 5
     assert text[-10:] in decode(cut.token_ids)
     assert (cut.action_tokens, no.action_tokens) == (3, 2)
+
+
+@pytest.mark.slow
+def test_the_default_model_learns_to_tell_a_yes(stored: Stored, smollm2_folder: Path) -> None:
+    home, project = stored
+    (home.models / smollm2_folder.name).symlink_to(smollm2_folder)
+    limits = dataclasses.replace(project.spec.limits, max_context_tokens=512)
+    small = dataclasses.replace(project, spec=dataclasses.replace(project.spec, limits=limits))
+    found = compared(home, small, "prompt=run-base", "run-train", run_id="real", verifier="learned")
+    chosen = row(found, "prompt, best of 4 by learned")
+    best = row(found, "prompt, best of 4 by grader")
+    assert chosen.pass_at_1.value >= best.pass_at_1.value - 0.05
+    assert chosen.training.trained_tokens > 0

@@ -31,7 +31,7 @@ from agentrft.jobs.serving import DemonstrationRenderer, ServedModel, first_step
 from agentrft.jobs.supervised import imitate
 from agentrft.measure.comparison import Arm, Spending, spent
 from agentrft.measure.comparison_section import trained_tokens
-from agentrft.measure.statistics import Estimate, mean
+from agentrft.measure.statistics import Estimate, rate
 from agentrft.measure.summary import score_of
 from agentrft.rollout.episode import grade_rollout, in_order
 from agentrft.store.codec import from_json, to_json
@@ -344,7 +344,7 @@ def _learned(
         solved=len(chosen) // 2,
         failed=len(chosen) // 2,
         training=replace(took, trained_tokens=trained_tokens(child.read_all(StepMetrics))),
-        auc=mean(rates) if rates else None,
+        auc=rate(rates) if rates else None,
         auc_tasks=len(rates),
     )
 
