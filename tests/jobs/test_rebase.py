@@ -192,7 +192,8 @@ def test_a_rebase_that_was_stopped_goes_on_where_it_was(climb: Climb) -> None:
     again = a_job(climb.home, climb.other, Method.REBASE, job.run.id)
     resumed = FakeModel(script=always)
     told = as_json(rebased(climb, again, resumed))
-    assert len(resumed.batches) == 1 + 2
+    # The second step of the warm start; groups that are always solved teach nothing afterwards.
+    assert len(resumed.batches) == 1
     assert told["did_weights_pay"]["answer"].startswith("Change to")
     other = replace(climb.origin, job=job)
     with pytest.raises(ConfigError, match="rebases"):
