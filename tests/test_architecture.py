@@ -184,6 +184,8 @@ audit project --grader --data --rows --seed --probe --task --reference --model -
   --call-tools --fix --json --unsafe-graders --config --home
 compare runs --best-of --verifier --reference --output --project --resume --unsafe-graders --home
 rebase run --model --project --resume --unsafe-graders --allow-audit-findings --home
+export source --to --format --precision --home
+chat project --checkpoint --task --config --unsafe-graders --home
 report run --home
 regrade run --grader --project --resume --unsafe-graders --home
 signing-key --home

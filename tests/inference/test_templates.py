@@ -1,7 +1,9 @@
 """Chat templates for other programs write what our renderers write, token by token."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +55,17 @@ CONVERSATIONS = {
 }
 
 
+def as_sent(message: Message) -> Mapping[str, Any]:
+    """A message as other programs hand it to a template."""
+    sent: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        functions = [
+            {"name": call.name, "arguments": call.arguments} for call in message.tool_calls
+        ]
+        sent["tool_calls"] = [{"type": "function", "function": one} for one in functions]
+    return sent
+
+
 @pytest.mark.parametrize("family", ["smollm2", "qwen2"])
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("tools", [(), TOOLS], ids=["no tools", "tools"])
@@ -70,8 +83,8 @@ def test_a_template_writes_what_the_renderer_writes(
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "chat_template.jinja").write_text(chat_template(renderer.template, "jinja"))
     written = ChatTokenizer(tmp_path).apply_chat_template(
-        [renderer._message(message) for message in messages],
-        tools=renderer._tools(tools),
+        [as_sent(message) for message in messages],
+        tools=[{"type": "function", "function": asdict(tool)} for tool in tools] or None,
         add_generation_prompt=True,
     )
     assert tuple(written) == renderer.start(messages, tools)

@@ -14,7 +14,7 @@ from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RunStatus
 from agentrft.core.training_config import Adapter, Optimizer, TrainerConfig
-from agentrft.jobs.export import Exported, ExportError, Format, _require, export
+from agentrft.jobs.export import Exported, ExportError, Format, require, export
 from agentrft.jobs.trained import UnchangedError, find_trained
 from agentrft.measure.model_card import Check
 from agentrft.store.home import Home
@@ -118,7 +118,7 @@ def test_an_export_that_says_something_else_is_refused(difference: float, shortf
         shortfall=shortfall,
     )
     with pytest.raises(ExportError, match="read by transformers"):
-        _require(check)
+        require(check)
 
 
 def test_weights_are_found_by_run_and_by_folder(tmp_path: Path) -> None:

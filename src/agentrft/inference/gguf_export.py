@@ -193,8 +193,9 @@ def _write_tensors(
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
             raise ModelError(f"{folder} has a tensor {name!r} that has no name in GGUF")
-        kind = wanted if len(tensor.shape) > 1 else GGMLQuantizationType.F32
-        if kind is GGMLQuantizationType.Q8_0 and tensor.shape[-1] % 32:
+        *rows, columns = tensor.shape
+        kind = wanted if rows else GGMLQuantizationType.F32
+        if kind is GGMLQuantizationType.Q8_0 and columns % 32:
             kind = GGMLQuantizationType.F16  # blocks hold 32 numbers
         size = quant_shape_to_byte_shape(tensor.shape, kind)
         writer.add_tensor_info(target, size, np.dtype(np.uint8), int(np.prod(size)), raw_dtype=kind)

@@ -144,7 +144,7 @@ async def export(
     with _whole(target) as folder:
         checks, notes = _write(source, folder, form, precision, probes)
         for check in checks:
-            _require(check)
+            require(check)
         _write_card(source, folder, target.name, form, checks, identity, notes)
     return Exported(folder=target, checks=checks, identity=identity, notes=notes)
 
@@ -355,7 +355,8 @@ def _read_back(
     )
 
 
-def _require(check: Check) -> None:
+def require(check: Check) -> None:
+    """Raise ExportError if what was read back differs by more than rounding explains."""
     # A continuation may part at a tie: two tokens closer than twice the difference allowed.
     if not (check.difference <= check.bound and check.shortfall <= 2 * check.bound):
         raise ExportError(
