@@ -1,7 +1,6 @@
 """Chat templates for other programs write what our renderers write, token by token."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +65,15 @@ def as_sent(message: Message) -> Mapping[str, Any]:
     return sent
 
 
+def as_offered(tool: ToolSpec) -> Mapping[str, Any]:
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.parameters,
+    }
+    return {"type": "function", "function": function}
+
+
 @pytest.mark.parametrize("family", ["smollm2", "qwen2"])
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("tools", [(), TOOLS], ids=["no tools", "tools"])
@@ -84,7 +92,7 @@ def test_a_template_writes_what_the_renderer_writes(
     (tmp_path / "chat_template.jinja").write_text(chat_template(renderer.template, "jinja"))
     written = ChatTokenizer(tmp_path).apply_chat_template(
         [as_sent(message) for message in messages],
-        tools=[{"type": "function", "function": asdict(tool)} for tool in tools] or None,
+        tools=[as_offered(tool) for tool in tools] or None,
         add_generation_prompt=True,
     )
     assert tuple(written) == renderer.start(messages, tools)

@@ -14,7 +14,7 @@ from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RunStatus
 from agentrft.core.training_config import Adapter, Optimizer, TrainerConfig
-from agentrft.jobs.export import Exported, ExportError, Format, require, export
+from agentrft.jobs.export import Exported, ExportError, Format, export, require
 from agentrft.jobs.trained import UnchangedError, find_trained
 from agentrft.measure.model_card import Check
 from agentrft.store.home import Home

@@ -8,9 +8,9 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from agentrft.core.config import EngineConfig
 from agentrft.core.errors import AgentRFTError, ConfigError, UserError
@@ -267,9 +267,21 @@ def _write(
         shutil.rmtree(folder / "back")
         _write_modelfile(source, folder)
     if tools := source.tools():
-        wire = [{"type": "function", "function": asdict(tool)} for tool in tools]
+        wire = [_as_sent(tool) for tool in tools]
         (folder / "tools.json").write_text(json.dumps(wire, indent=1, ensure_ascii=False) + "\n")
     return tuple(checks), notes
+
+
+def _as_sent(tool: ToolSpec) -> Mapping[str, Any]:
+    """Return a tool as requests carry it, and as our renderers order it."""
+    return {
+        "type": "function",
+        "function": {
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": dict(tool.parameters),
+        },
+    }
 
 
 def _write_adapter(source: _Source, folder: Path) -> None:
@@ -372,7 +384,7 @@ def _notes(source: _Source, folder: Path) -> list[str]:
     tokenizer = ChatTokenizer(folder)
     messages, tools = _PROBES[1]
     wire = [{"role": one.role, "content": one.content} for one in messages]
-    offered = [{"type": "function", "function": asdict(tool)} for tool in tools]
+    offered = [_as_sent(tool) for tool in tools]
     written = tokenizer.apply_chat_template(wire, tools=offered, add_generation_prompt=True)
     notes = list[str]()
     if tuple(written) != source.renderer.start(messages, tools):
