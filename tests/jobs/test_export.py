@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 from builders import a_job
 
+from agentrft.core.config import Methods
 from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RunStatus
-from agentrft.core.training_config import Adapter, Optimizer, TrainerConfig
+from agentrft.core.training_config import Adapter, Optimizer, SupervisedConfig, TrainerConfig
 from agentrft.jobs.export import Exported, ExportError, Format, export, require
+from agentrft.jobs.project import open_project
+from agentrft.jobs.stages import train
+from agentrft.jobs.starter import write_starter
 from agentrft.jobs.trained import UnchangedError, find_trained
 from agentrft.measure.model_card import Check
 from agentrft.store.home import Home
@@ -130,3 +134,23 @@ def test_weights_are_found_by_run_and_by_folder(tmp_path: Path) -> None:
         find_trained(home, str(tmp_path))
     with pytest.raises(UserError, match="no model 'ft:base:agentrft::abc'"):
         find_trained(home, "ft:base:agentrft::abc")
+
+
+def test_a_training_that_left_the_weights_alone_has_failed(tmp_path: Path) -> None:
+    write_starter(tmp_path / "library")
+    opened = open_project(tmp_path / "library")
+    still = Optimizer(learning_rate=0.0, warmup_steps=0)
+    trainer = TrainerConfig(optimizer=still, dtype="float32", device="cpu", threads=1)
+    config = replace(
+        opened.config,
+        model=str(_inference._write_chat_model(tmp_path / "base")),
+        limits=replace(opened.config.limits, max_context_tokens=512),
+        methods=Methods(supervised=SupervisedConfig(steps=1, batch_size=1, trainer=trainer)),
+    )
+    project = replace(opened, config=config, spec=replace(opened.spec, limits=config.limits))
+    job = a_job(tmp_path / "home", Method.SUPERVISED)
+    with pytest.raises(UnchangedError, match="learning rate is too small"):
+        asyncio.run(train(job, project, None))
+    kept = job.home.store.run("run-1")
+    assert kept.status is RunStatus.FAILED
+    assert "equal those of the base model" in (kept.error or "")
