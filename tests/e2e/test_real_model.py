@@ -19,7 +19,7 @@ from agentrft.inference.embedded.engine import EmbeddedEngine
 from agentrft.inference.renderer import load_renderer
 from agentrft.jobs.project import open_project
 from agentrft.jobs.starter import write_starter
-from agentrft.jobs.supervised import demonstration_samples
+from agentrft.jobs.supervised import rendered
 from agentrft.rollout.dialogue import TokenSpeaker
 from agentrft.rollout.episode import recorded_ids
 from agentrft.rollout.group import Collected, collect
@@ -103,7 +103,7 @@ def test_trainer_and_sampler_agree_on_real_rollouts_of_a_warm_policy(
     config = TrainerConfig(dtype=dtype, optimizer=Optimizer(learning_rate=1e-3))
     trainer = LocalTrainer(smollm2_folder, config, loss="cross_entropy", canaries=[], seed=0)
     for _ in range(4):
-        trainer.step(demonstration_samples(project, renderer)[:3])
+        trainer.step(rendered(project.demonstrations()[:3], project, renderer))
     engine = EmbeddedEngine(smollm2_folder, EngineConfig(dtype=dtype), max_context_tokens=768)
 
     async def rollouts() -> Collected:

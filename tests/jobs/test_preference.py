@@ -13,7 +13,7 @@ from byte_chat import decode, says
 from tuning import FakeModel, pairs, questions
 
 from agentrft.core.config import DataFiles, Limits, Methods, ProjectConfig
-from agentrft.core.errors import DataError, UserError
+from agentrft.core.errors import ConfigError, DataError, UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import SampleRequest
 from agentrft.core.run import Event, Method, RolloutRecord, RunStatus, StepMetrics
@@ -23,6 +23,7 @@ from agentrft.core.training_config import PreferenceConfig
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.preference import preference
 from agentrft.jobs.project import Project
+from agentrft.jobs.serving import begun_from
 from agentrft.rollout.scripted import ScriptedEnvironment
 
 CONFIG = PreferenceConfig(steps=4, batch_size=2, samples=4, checkpoint_interval=1)
@@ -99,10 +100,6 @@ def test_without_a_file_pairs_are_mined_from_rollouts_on_train_tasks(tmp_path: P
     assert len(records) == 4 * 4
     for better, worse in (batch[n : n + 2] for batch in model.batches for n in (0, 2)):
         assert (said(better), said(worse)) == ("yes<|e|>", "no<|e|>")
-    assert job.run.result["rollouts"] == 16
-    assert job.run.result["sampled_tokens"] == sum(
-        r.graded.trajectory.sampled_tokens for r in records
-    )
     ways = {(r.graded.trajectory.task_id, r.graded.trajectory.output_text) for r in records}
     both = [task for task, answer in ways if answer == "yes" and (task, "no") in ways]
     assert job.run.result["pairs"] == len(both) == 3, "however often a task went both ways"
@@ -186,6 +183,22 @@ def test_the_policy_that_rolls_out_is_the_one_that_training_begins_from(tmp_path
     with model(a_project(tmp_path / "desk"), job.home, trained=True) as served:
         asyncio.run(preference(job, served, tmp_path / "earlier"))
     assert model.starts == [tmp_path / "earlier"] * 2, "to roll out, and to train"
+
+
+def test_a_resumed_run_goes_on_from_the_start_it_began_with(tmp_path: Path) -> None:
+    project, early = a_project(tmp_path / "desk"), FakeModel()
+    job = a_job(tmp_path / "home", Method.PREFERENCE)
+    job.stop.set()
+    with early(project, job.home, trained=True) as served, pytest.raises(Stopped):
+        asyncio.run(preference(job, served, begun_from(job, tmp_path / "earlier")))
+
+    again, late = a_job(tmp_path / "home", Method.PREFERENCE), FakeModel()
+    with pytest.raises(ConfigError, match="began from .*earlier, not from .*other"):
+        begun_from(again, tmp_path / "other")
+    with late(project, again.home, trained=True) as served:
+        asyncio.run(preference(again, served, begun_from(again, None)))
+    assert {*early.starts, *late.starts} == {tmp_path / "earlier"}
+    assert again.run.result["start"] == str(tmp_path / "earlier")
 
 
 def test_a_gap_that_no_task_reaches_is_named(tmp_path: Path) -> None:

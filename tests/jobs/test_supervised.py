@@ -26,8 +26,8 @@ from agentrft.jobs.project import Project
 from agentrft.jobs.supervised import (
     HeldOut,
     demonstration_samples,
-    imitate,
     imitated,
+    learn,
     rendered,
 )
 from agentrft.rollout.environment import Environment, python_environment, tool_specs
@@ -253,8 +253,7 @@ def imitated_by(
     async def main() -> None:
         async with job.running():
             held_out = HeldOut(samples=rows[:1], interval=held_out_interval)
-            first = trainer.cursor.get("step", 0)
-            await imitate(job, trainer, rows, config, first_step=first, held_out=held_out)
+            await learn(job, trainer, [(row,) for row in rows], config, held_out=held_out)
 
     asyncio.run(main())
 

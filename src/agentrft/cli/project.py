@@ -117,9 +117,10 @@ def train(
         raise ConfigError(f"no method {method!r} changes weights; use one of {known}")
     opened = opened_project(home, project, config, preset, unsafe_graders)
     require_weights(opened.project.config)
+    begin = start.resolve() if start else None
 
     async def work(job: "Job") -> tuple["Checkpoint", list[str]]:
-        found = await run_training(job, opened.project, start, allow_findings=allow_audit_findings)
+        found = await run_training(job, opened.project, begin, allow_findings=allow_audit_findings)
         return found, run_lines(job)
 
     checkpoint, lines = run_job(opened, Method(method), seed, resume, work)

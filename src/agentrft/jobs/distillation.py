@@ -18,8 +18,8 @@ from agentrft.jobs.context import Job
 from agentrft.jobs.own_rollouts import chosen, own_rollouts, require_something, tell_choice
 from agentrft.jobs.project import SPEC_FOLDER, Project, plain_spec
 from agentrft.jobs.retelling import Retelling
-from agentrft.jobs.serving import DemonstrationRenderer, ServedModel, first_step
-from agentrft.jobs.supervised import fitting, held_out_samples, imitate, imitated
+from agentrft.jobs.serving import DemonstrationRenderer, ServedModel
+from agentrft.jobs.supervised import fitting, imitate, imitated
 from agentrft.rollout.harness import Conversation
 from agentrft.store.spec_files import read_spec, write_spec
 from agentrft.training.credit import imitation
@@ -79,19 +79,8 @@ async def distillation(
             mean_prompt_after=after,
         )
         samples = fitting(job, [one.sample for one in kept], short, rows=len(kept))
-        held_out = held_out_samples(job, short, model.renderer, config.supervised, len(samples))
-        trainer = replace(model, project=short).resumed_trainer(
-            job, config.supervised.trainer, "cross_entropy", start
-        )
-        return await imitate(
-            job,
-            trainer,
-            samples,
-            config.supervised,
-            first_step=first_step(trainer),
-            held_out=held_out,
-            spec_hash=short.spec.hash,
-        )
+        shortened = replace(model, project=short)
+        return await imitate(job, shortened, samples, config.supervised, start)
 
 
 def short_spec(project: Project) -> AgentSpec:

@@ -10,6 +10,7 @@ import shutil
 import time
 from dataclasses import replace
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -62,7 +63,7 @@ from agentrft.jobs.project import Project
 from agentrft.jobs.reinforcement import StormError, reinforce, serving
 from agentrft.jobs.serving import OpenModel, ServedModel, first_step
 from agentrft.jobs.step_report import result_file
-from agentrft.jobs.supervised import HeldOut, imitate, learn, rendered
+from agentrft.jobs.supervised import HeldOut, learn, rendered
 from agentrft.jobs.tuning_project import JobFiles, tuning_project
 from agentrft.jobs.validation import task_sets
 from agentrft.measure.preflight import only_warns
@@ -260,10 +261,8 @@ class LeasedJob:
             match self._record.method:
                 case ReinforcementMethod():
                     checkpoint = await self._reinforced(model, resolved)
-                case PreferenceMethod():
-                    checkpoint = await self._preferred(model, resolved, files)
-                case SupervisedMethod():
-                    checkpoint = await self._imitated(model, resolved, files)
+                case PreferenceMethod() | SupervisedMethod():
+                    checkpoint = await self._learned(model, resolved, files)
             if self._work.abandoned:
                 raise Stopped(f"job {self._record.id} was called off in its last step")
             trained = self._trained_tokens()
@@ -292,42 +291,29 @@ class LeasedJob:
             follower=JobFollower(self._work, self._lease, self._record, resolved),
         )
 
-    async def _imitated(
-        self, model: ServedModel, resolved: Resolved, files: JobFiles
-    ) -> Checkpoint:
-        config, project = resolved.methods.supervised, model.project
-        trainer = self._trainer(model, config.trainer, "cross_entropy")
-        longest = project.config.limits.max_context_tokens
-        samples = rendered(project.demonstrations(), project, model.renderer, longest=longest)
-        held_out = None
-        if files.validation is not None:
-            rows = read_demonstrations(files.validation, numbered=True)
-            unseen = rendered(rows, project, model.renderer, longest=longest)
-            held_out = HeldOut(samples=unseen, interval=resolved.interval) if unseen else None
-        return await imitate(
-            self._work,
-            trainer,
-            samples,
-            config,
-            first_step=first_step(trainer),
-            held_out=held_out,
-            retention=Retention(best=BEST, best_of=resolved.looks_after),
-            follower=JobFollower(self._work, self._lease, self._record, resolved),
-        )
-
-    async def _preferred(
-        self, model: ServedModel, resolved: Resolved, files: JobFiles
-    ) -> Checkpoint:
-        config = resolved.methods.preference
-        trainer = self._trainer(model, config.trainer, "preference")
-        unseen = read_preferences(files.validation, numbered=True) if files.validation else ()
+    async def _learned(self, model: ServedModel, resolved: Resolved, files: JobFiles) -> Checkpoint:
+        """Train on the rows of the job's file: conversations, or pairs of them."""
+        project, interval = model.project, resolved.interval
+        if isinstance(self._record.method, PreferenceMethod):
+            config = resolved.methods.preference
+            trainer = self._trainer(model, config.trainer, "preference")
+            rows = fitting_pairs(self._work, model, project.preferences())
+            pairs = read_preferences(files.validation, numbered=True) if files.validation else ()
+            held_out = held_out_pairs(self._work, model, pairs, interval)
+        else:
+            config, longest = resolved.methods.supervised, project.config.limits.max_context_tokens
+            trainer = self._trainer(model, config.trainer, "cross_entropy")
+            render = partial(rendered, project=project, renderer=model.renderer, longest=longest)
+            rows = [(sample,) for sample in render(project.demonstrations())]
+            given = read_demonstrations(files.validation, numbered=True) if files.validation else ()
+            unseen = render(given)
+            held_out = HeldOut(samples=unseen, interval=interval) if unseen else None
         return await learn(
             self._work,
             trainer,
-            fitting_pairs(self._work, model, model.project.preferences()),
+            rows,
             config,
-            first_step=first_step(trainer),
-            held_out=held_out_pairs(self._work, model, unseen, resolved.interval),
+            held_out=held_out,
             retention=Retention(best=BEST, best_of=resolved.looks_after),
             follower=JobFollower(self._work, self._lease, self._record, resolved),
         )

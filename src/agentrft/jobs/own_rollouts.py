@@ -26,7 +26,7 @@ async def own_rollouts(
     *,
     allow_findings: bool,
 ) -> list[RolloutRecord]:
-    """Roll out train tasks with a checkpoint or the base model, and note what it took.
+    """Roll out train tasks with a checkpoint or the base model.
 
     What an interrupted run stored is not made again. In an order that does not depend on which
     rollout ended first: by task as in the file, then by seed. Raises GraderRefusedError if the grader
@@ -45,20 +45,8 @@ async def own_rollouts(
         Measurement(stage=job.run.method, split="train", seed=job.run.seed),
         concurrency=model.concurrency,
     )
-    note_spending(job, records)
     order = {task.id: number for number, task in enumerate(tasks)}
     return sorted(records, key=lambda r: (order[_trajectory(r).task_id], _trajectory(r).seed))
-
-
-def note_spending(job: Job, records: Sequence[RolloutRecord]) -> None:
-    """Note in the run's result what its rollouts took; `seconds` are noted with the run."""
-    trajectories = [_trajectory(record) for record in records]
-    job.note_result(
-        rollouts=len(trajectories),
-        prompt_tokens=sum(t.observed_tokens for t in trajectories),
-        sampled_tokens=sum(t.sampled_tokens for t in trajectories),
-        tool_calls=sum(len(t.made_calls) for t in trajectories),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

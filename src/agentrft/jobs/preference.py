@@ -16,7 +16,7 @@ from agentrft.core.training_config import PreferenceConfig
 from agentrft.jobs.context import Job
 from agentrft.jobs.own_rollouts import own_rollouts
 from agentrft.jobs.pairs import Mined, Pair, comparable, mined
-from agentrft.jobs.serving import ServedModel, first_step
+from agentrft.jobs.serving import ServedModel
 from agentrft.jobs.supervised import HeldOut, epoch_steps, learn
 from agentrft.store.datasets import read_preferences
 
@@ -48,7 +48,6 @@ async def preference(
             trainer,
             pairs,
             config,
-            first_step=first_step(trainer),
             held_out=held_out_pairs(job, model, unseen, interval),
             spec_hash=project.spec.hash,
         )

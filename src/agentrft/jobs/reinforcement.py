@@ -264,7 +264,8 @@ async def serving(job: Job, model: ServedModel, checkpoint: Path | None) -> Roll
     if checkpoint is None:
         return model.setup()
     config = model.project.config.methods.reinforcement
-    trainer = model.trainer(config.trainer, "policy_gradient", seed=job.run.seed, start=checkpoint)
+    # Of the losses the one that reads no reference: acting needs none.
+    trainer = model.trainer(config.trainer, "cross_entropy", seed=job.run.seed, start=checkpoint)
     publisher = Publisher(model.sampler, bound=config.identity_bound)
     setup, _ = await published(model.setup(), publisher, trainer)
     return setup

@@ -9,8 +9,8 @@ from agentrft.core.run import RolloutRecord
 from agentrft.core.sample import Sample
 from agentrft.jobs.context import Job
 from agentrft.jobs.own_rollouts import chosen, own_rollouts, require_something, tell_choice
-from agentrft.jobs.serving import ServedModel, first_step
-from agentrft.jobs.supervised import held_out_samples, imitate
+from agentrft.jobs.serving import ServedModel
+from agentrft.jobs.supervised import imitate
 from agentrft.training.credit import credited
 
 
@@ -43,20 +43,7 @@ async def rejection(
         )
         require_something(job, found)
         tell_choice(job, found)
-        samples = sampled_tokens(found.records)
-        held_out = held_out_samples(
-            job, project, model.renderer, config.supervised, rows=len(samples)
-        )
-        trainer = model.resumed_trainer(job, config.supervised.trainer, "cross_entropy", start)
-        return await imitate(
-            job,
-            trainer,
-            samples,
-            config.supervised,
-            first_step=first_step(trainer),
-            held_out=held_out,
-            spec_hash=project.spec.hash,
-        )
+        return await imitate(job, model, sampled_tokens(found.records), config.supervised, start)
 
 
 def sampled_tokens(records: Sequence[RolloutRecord]) -> list[Sample]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from agentrft.core.config import AgentEndpoint, ProjectConfig
-from agentrft.core.errors import UserError
+from agentrft.core.errors import ConfigError, UserError
 from agentrft.core.protocols import Sampler, Trainer
 from agentrft.core.task import Message, ToolSpec
 from agentrft.core.training_config import TrainerConfig
@@ -96,11 +96,8 @@ class OpenWeights:
     def resumed_trainer(
         self, job: Job, config: TrainerConfig, loss: LossName, start: Path | None
     ) -> Trainer:
-        """Open the trainer where the job was left, else at `start`, else at the base model.
-
-        The run notes its start, so that what led to its weights can be found.
-        """
-        job.note_result(start=str(start or ""))
+        """Open the trainer where the job was left, else at `start`, else at the base model."""
+        start = begun_from(job, start)
         resume = resume_point(job, self.verify)
         return self._trainer(
             config, loss, job.run.seed, resume=resume, start=None if resume else start
@@ -205,6 +202,23 @@ class OpenModel(Protocol):
     ) -> AbstractContextManager[ServedModel]:
         """Leaving the context frees the model."""
         ...
+
+
+def begun_from(job: Job, start: Path | None) -> Path | None:
+    """Return the checkpoint whose weights a run begins from, noted when it began; None for the base.
+
+    So what led to its weights can be found, and a resumed run need not be told again. Raises
+    ConfigError if it is told another.
+    """
+    if "start" not in job.run.result:
+        job.note_result(start=str(start or ""))
+    noted = job.run.result["start"]
+    if start is not None and str(start) != noted:
+        raise ConfigError(
+            f"run {job.run.id} began from {noted or 'the base model'}, not from {start}; resume it "
+            "without a start, or start a new run"
+        )
+    return Path(noted) if noted else None
 
 
 def first_step(trainer: Trainer) -> int:

@@ -17,13 +17,12 @@ from agentrft.jobs.checkpoints import delivered
 from agentrft.jobs.context import Job
 from agentrft.jobs.distillation import distillation
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
-from agentrft.jobs.own_rollouts import note_spending
 from agentrft.jobs.preference import preference
 from agentrft.jobs.project import Project
 from agentrft.jobs.reinforcement import reinforce, serving
 from agentrft.jobs.rejection import rejection
-from agentrft.jobs.serving import ServedModel, first_step, served_model
-from agentrft.jobs.supervised import demonstration_samples, held_out_samples, imitate
+from agentrft.jobs.serving import ServedModel, begun_from, first_step, served_model
+from agentrft.jobs.supervised import demonstration_samples, imitate
 from agentrft.jobs.trained import UnchangedError
 from agentrft.jobs.validation import task_sets
 from agentrft.measure.monitors import alarms_of
@@ -47,6 +46,7 @@ async def train(
     Wherever grades choose what is learned, the grader is audited first, as before an improvement.
     Raises UnchangedError, and the run has failed, if the weights end as the base model's.
     """
+    start = begun_from(job, start)
     with served_model(project, job.home, trained=True) as model:
         checkpoint = await _trained(job, model, start, allow_findings=allow_findings)
         if not model.changed(Path(checkpoint.path)):
@@ -150,20 +150,8 @@ async def warm_start(
     if job.is_done:
         return job.checkpoint()
     async with job.running():
-        note_spending(job, ())
-        project, renderer = model.project, model.renderer
-        samples = demonstration_samples(job, project, renderer, demonstrations)
-        held_out = held_out_samples(job, project, renderer, config, len(samples))
-        trainer = model.resumed_trainer(job, config.trainer, "cross_entropy", start)
-        return await imitate(
-            job,
-            trainer,
-            samples,
-            config,
-            first_step=first_step(trainer),
-            held_out=held_out,
-            spec_hash=project.spec.hash,
-        )
+        samples = demonstration_samples(job, model.project, model.renderer, demonstrations)
+        return await imitate(job, model, samples, config, start)
 
 
 async def reinforcement(

@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
 from agentrft.core.errors import DataError
@@ -23,7 +24,7 @@ from agentrft.jobs.checkpoints import CheckpointKeeper, Retention, ValidationSco
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.following import Follower, StepResult, ValidationLines, held_out_line
 from agentrft.jobs.project import Project
-from agentrft.jobs.serving import DemonstrationRenderer
+from agentrft.jobs.serving import DemonstrationRenderer, ServedModel, first_step
 from agentrft.rollout.harness import Harness
 from agentrft.store.datasets import read_demonstrations
 from agentrft.training.credit import imitation
@@ -41,27 +42,20 @@ class HeldOut:
 
 async def imitate(
     job: Job,
-    trainer: Trainer,
+    model: ServedModel,
     samples: Sequence[Sample],
     config: SupervisedConfig,
-    *,
-    first_step: int,
-    held_out: HeldOut | None = None,
-    retention: Retention | None = None,
-    follower: Follower | None = None,
-    spec_hash: str = "",
+    start: Path | None,
 ) -> Checkpoint:
-    """Train on samples, each a row of its own; see `learn`."""
+    """Train on samples made under the project's spec, each a row of its own; see `learn`."""
+    held_out = held_out_samples(job, model.project, model.renderer, config, rows=len(samples))
     return await learn(
         job,
-        trainer,
+        model.resumed_trainer(job, config.trainer, "cross_entropy", start),
         [(sample,) for sample in samples],
         config,
-        first_step=first_step,
         held_out=held_out,
-        retention=retention,
-        follower=follower,
-        spec_hash=spec_hash,
+        spec_hash=model.project.spec.hash,
     )
 
 
@@ -71,37 +65,36 @@ async def learn(
     rows: Sequence[Sequence[Sample]],
     config: SupervisedConfig | PreferenceConfig,
     *,
-    first_step: int,
     held_out: HeldOut | None = None,
     retention: Retention | None = None,
     follower: Follower | None = None,
     spec_hash: str = "",
 ) -> Checkpoint:
-    """Train on rows, in an order of their own each epoch, from `first_step` on; return the last state.
+    """Train on rows, in an order of their own each epoch, to the last step; return what it left.
 
     A row's samples are never torn apart. `spec_hash` names the spec under which they were rendered,
     for the record. Where rows are held out, the checkpoint with their lowest loss is kept beside the
     newest ones, and the run's result names its step.
     """
-    follower = follower or ValidationLines(job)
+    follower, first = follower or ValidationLines(job), first_step(trainer)
     keeper = CheckpointKeeper(
         job,
         trainer,
         interval=config.checkpoint_interval or epoch_steps(len(rows), config.batch_size),
-        first_step=first_step,
+        first_step=first,
         last_step=config.steps,
         retention=retention or Retention(best=int(held_out is not None)),
         follower=follower,
         scores={s: ValidationScores(loss=loss) for s, loss in stored_losses(job).items()},
         spec_hash=spec_hash,
     )
-    if held_out and first_step == 0:
+    if held_out and first == 0:
         before = await _look(trainer, held_out)
         job.event(f"before step 1: {held_out_line(before)}")
         job.note_result(held_out_before=before)
-    with job.progress.phase(f"{job.run.method}: steps", config.steps - first_step) as phase:
+    with job.progress.phase(f"{job.run.method}: steps", config.steps - first) as phase:
         async with keeper.snapshot_on(Stopped):
-            for step in range(first_step + 1, config.steps + 1):
+            for step in range(first + 1, config.steps + 1):
                 batch = shuffled_batch(rows, step - 1, config.batch_size, job.run.seed)
                 metrics = await asyncio.to_thread(trainer.step, _flat(batch))
                 if held_out and (step % held_out.interval == 0 or step == config.steps):

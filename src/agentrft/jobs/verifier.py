@@ -27,8 +27,8 @@ from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, stored_records
 from agentrft.jobs.project import Project
 from agentrft.jobs.reinforcement import serving
-from agentrft.jobs.serving import DemonstrationRenderer, ServedModel, first_step
-from agentrft.jobs.supervised import imitate
+from agentrft.jobs.serving import DemonstrationRenderer, ServedModel
+from agentrft.jobs.supervised import learn
 from agentrft.measure.comparison import Arm, Spending, spent
 from agentrft.measure.comparison_section import trained_tokens
 from agentrft.measure.statistics import Estimate, rate
@@ -306,7 +306,7 @@ async def _taught(
         samples.append(yes if score_of(record.graded) >= threshold else no)
     async with job.running():
         trainer = model.resumed_trainer(job, config.trainer, "cross_entropy", None)
-        await imitate(job, trainer, samples, config, first_step=first_step(trainer))
+        await learn(job, trainer, [(sample,) for sample in samples], config)
 
 
 def _of_train(records: Sequence[RolloutRecord], arms: Sequence[Arm]) -> list[RolloutRecord]:

@@ -106,7 +106,7 @@ def cispo(
 def k3(log_ratio_A: Tensor) -> Tensor:
     """Return exp(x) - 1 - x: the KL divergence in expectation over x = log(other / sampled from)."""
     bounded_A = log_ratio_A.clamp(-FARTHEST, FARTHEST)
-    return bounded_A.exp() - 1.0 - bounded_A
+    return torch.expm1(bounded_A) - bounded_A
 
 
 def cross_entropy(
