@@ -65,10 +65,6 @@ def test_every_step_commits_its_metrics_and_all_rollouts(tmp_path: Path) -> None
     assert steps[0].values["reward"] == pytest.approx(sum(s or 0 for s in rewards) / 8)
     assert checkpoint.step == 4
     assert job.run.status is RunStatus.SUCCEEDED
-    assert job.run.result["rollouts"] == len(records)
-    trajectories = [record.graded.trajectory for record in records]
-    assert job.run.result["sampled_tokens"] == sum(t.sampled_tokens for t in trajectories)
-    assert job.run.result["prompt_tokens"] == sum(t.observed_tokens for t in trajectories)
 
 
 def test_credit_is_the_distance_to_the_groups_mean(tmp_path: Path) -> None:

@@ -7,14 +7,18 @@ import pytest
 
 from agentrft.core.training_config import (
     Credit,
+    DistillationConfig,
     Loss,
     PreferenceConfig,
     PreferenceLoss,
     ReinforcementConfig,
+    RejectionConfig,
+    SupervisedConfig,
     TrainerConfig,
 )
-from agentrft.training.refusals import refused
+from agentrft.training.refusals import MethodConfig, refused
 
+HELD = TrainerConfig(loss=Loss(kl_coefficient=0.1))
 CREDIT = ReinforcementConfig(credit=Credit(turn_weight=0.5))
 
 
@@ -44,10 +48,15 @@ def _with_loss(loss: Loss, config: ReinforcementConfig | None = None) -> Reinfor
             PreferenceConfig(trainer=TrainerConfig(preference=PreferenceLoss(beta=0.0))),
             "beta is 0; it must be above 0",
         ),
+        (PreferenceConfig(trainer=HELD), "trainer.loss is set, and this method does not read it"),
+        (SupervisedConfig(trainer=HELD), "trainer.loss is set, and this method does not read it"),
+        (SupervisedConfig(batch_size=0), "^batch_size is 0; it must be at least 1"),
+        (RejectionConfig(supervised=SupervisedConfig(steps=0)), "^supervised.steps is 0"),
+        (DistillationConfig(samples=0), "^samples is 0"),
     ],
 )
 def test_what_would_mean_something_else_is_refused_with_the_reason(
-    config: ReinforcementConfig | PreferenceConfig, reason: str
+    config: MethodConfig, reason: str
 ) -> None:
     message = refused(config)
     assert message is not None

@@ -125,8 +125,11 @@ def read_config(folder: Path, config_file: str = "agent.toml", preset: str = "")
             "differ; reinforcement goes on with the warm start's adapter, so make them equal"
         )
     for name, method in (
-        ("reinforcement", methods.reinforcement),
+        ("supervised", methods.supervised),
+        ("rejection", methods.rejection),
+        ("distillation", methods.distillation),
         ("preference", methods.preference),
+        ("reinforcement", methods.reinforcement),
     ):
         if reason := refused(method):
             raise ConfigError(f"{path}: methods.{name}: {reason}")

@@ -130,7 +130,6 @@ async def reinforce(
                 await close(result, told=False)
                 await keeper.after_step()
                 phase.advance()
-    _note_spending(job)
     return keeper.deliver()
 
 
@@ -194,17 +193,6 @@ async def rounds(
 
 def _scores(records: Iterable[RolloutRecord]) -> Iterator[tuple[str, float | None]]:
     return ((r.graded.trajectory.task_id, r.graded.grade.score) for r in records)
-
-
-def _note_spending(job: Job) -> None:
-    """Note in the run's result what its rollouts took, those that watched it included."""
-    rolled_out = stored_summaries(job, STAGE)
-    job.note_result(
-        rollouts=len(rolled_out),
-        prompt_tokens=sum(summary.observed_tokens for summary in rolled_out),
-        sampled_tokens=sum(summary.sampled_tokens for summary in rolled_out),
-        tool_calls=sum(summary.tool_calls for summary in rolled_out),
-    )
 
 
 def _recall(job: Job, stream: TaskStream) -> None:

@@ -3,20 +3,56 @@
 from collections.abc import Iterator
 
 from agentrft.core.training_config import (
+    DistillationConfig,
     Loss,
     PreferenceConfig,
     ReinforcementConfig,
+    RejectionConfig,
+    SupervisedConfig,
     TaskChoice,
+    TrainerConfig,
+)
+
+MethodConfig = (
+    SupervisedConfig | RejectionConfig | DistillationConfig | PreferenceConfig | ReinforcementConfig
 )
 
 
-def refused(config: ReinforcementConfig | PreferenceConfig) -> str | None:
+def refused(config: MethodConfig) -> str | None:
     """Return which setting would mean something else and what to do, the first of them; or None."""
     match config:
         case ReinforcementConfig():
-            return next(_reinforcement(config), None)
+            found = _reinforcement(config)
         case PreferenceConfig():
-            return next(_preference(config), None)
+            found = _preference(config)
+        case SupervisedConfig():
+            found = _supervised(config)
+        case RejectionConfig() | DistillationConfig():
+            found = _own_rollouts(config)
+    return next(found, None)
+
+
+def _supervised(config: SupervisedConfig) -> Iterator[str]:
+    yield from _counts(steps=config.steps, batch_size=config.batch_size)
+    yield from _unread(config.trainer, "loss", "preference", "reference")
+
+
+def _own_rollouts(config: RejectionConfig | DistillationConfig) -> Iterator[str]:
+    yield from _counts(samples=config.samples, most_per_task=config.most_per_task)
+    yield from (f"supervised.{reason}" for reason in _supervised(config.supervised))
+
+
+def _counts(**counts: int) -> Iterator[str]:
+    for name, count in counts.items():
+        if count < 1:
+            yield f"{name} is {count}; it must be at least 1"
+
+
+def _unread(trainer: TrainerConfig, *names: str) -> Iterator[str]:
+    default = TrainerConfig()
+    for name in names:
+        if getattr(trainer, name) != getattr(default, name):
+            yield f"trainer.{name} is set, and this method does not read it: leave it out"
 
 
 def _reinforcement(config: ReinforcementConfig) -> Iterator[str]:
@@ -44,8 +80,10 @@ def _reinforcement(config: ReinforcementConfig) -> Iterator[str]:
             "divides outcomes by their deviation, so that turn_weight would mean something else "
             "in each group: take 'centred' or 'rloo', or turn_weight 0"
         )
+    yield from _counts(steps=config.steps, tasks_per_step=config.tasks_per_step)
     yield from _tasks(config.tasks)
     yield from _loss(config.trainer.loss)
+    yield from _unread(config.trainer, "preference")
 
 
 def _tasks(tasks: TaskChoice) -> Iterator[str]:
@@ -85,3 +123,6 @@ def _preference(config: PreferenceConfig) -> Iterator[str]:
     beta = config.trainer.preference.price
     if beta <= 0:
         yield f"trainer.preference.beta is {beta:g}; it must be above 0"
+    yield from _counts(steps=config.steps, batch_size=config.batch_size, samples=config.samples)
+    yield from _counts(most_per_task=config.most_per_task)
+    yield from _unread(config.trainer, "loss")
