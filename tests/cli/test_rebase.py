@@ -16,7 +16,7 @@ from agentrft.core.run import Method
 from agentrft.jobs.context import Job
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import Project
-from agentrft.jobs.stages import train
+from agentrft.jobs.training_stage import train
 from agentrft.store.home import Home
 
 TOML = """

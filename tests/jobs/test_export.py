@@ -17,9 +17,9 @@ from agentrft.core.run import Method, RunStatus
 from agentrft.core.training_config import Adapter, Optimizer, SupervisedConfig, TrainerConfig
 from agentrft.jobs.export import Exported, ExportError, Format, export, require
 from agentrft.jobs.project import open_project
-from agentrft.jobs.stages import train
 from agentrft.jobs.starter import write_starter
 from agentrft.jobs.trained import UnchangedError, find_trained
+from agentrft.jobs.training_stage import train
 from agentrft.measure.model_card import Check
 from agentrft.store.home import Home
 from agentrft.training.credit import imitation

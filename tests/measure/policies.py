@@ -9,7 +9,7 @@ from report_builders import rollout
 from agentrft.core.grade import Grade
 from agentrft.core.run import RolloutRecord
 from agentrft.core.task import Message
-from agentrft.measure.comparison import Arm
+from agentrft.measure.arms import Arm, RolloutKey, rollout_key
 
 READ, WRITTEN = 60, 40
 """Tokens of a planted rollout."""
@@ -76,7 +76,7 @@ def solving(share: float, tasks: int = 40, samples: int = 1, *, shift: int = 0) 
     return {f"t{n}": [flat[n + tasks * s] for s in range(samples)] for n in range(tasks)}
 
 
-def verdicts(arm: Arm, said: Mapping[str, float], **kwargs: Any) -> dict[str, Grade]:
+def verdicts(arm: Arm, said: Mapping[str, float], **kwargs: Any) -> dict[RolloutKey, Grade]:
     """Return a verifier's word on rollouts by their id; 0 where nothing is said."""
-    ids = [record.graded.trajectory.id for record in arm.records]
-    return {name: Grade(score=said.get(name, 0.0), grader="v", **kwargs) for name in ids}
+    keys = [rollout_key(record.graded.trajectory) for record in arm.records]
+    return {key: Grade(score=said.get(key[0], 0.0), grader="v", **kwargs) for key in keys}

@@ -225,7 +225,7 @@ def test_other_tasks_other_texts_and_other_graders_are_refused() -> None:
             policy("a", solving(0.5), grader="pass at 1"),
             policy("x", solving(0.5), grader="pass at 0.5"),
         )
-    with pytest.raises(UserError, match="two arms are named"):
+    with pytest.raises(UserError, match="names the same rollouts twice"):
         compared(spec, spec)
     with pytest.raises(UserError, match="no graded rollout"):
         compared(spec, policy("x", {"t0": [None]}))

@@ -18,7 +18,11 @@ app = typer.Typer()
 @app.command()
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run ids; NAME=RUN names it in the table.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run ids; NAME=RUN names it in the table, and runs of one NAME pool as its seeds.",
+        ),
     ],
     best_of: Annotated[
         int, typer.Option(help="Rollouts to choose among; 0 takes four where there are as many.")
@@ -45,7 +49,7 @@ def compare(
     from agentrft.jobs.comparison import compare_runs, write_comparison
     from agentrft.jobs.project import assembled, read_config
     from agentrft.jobs.regrade import project_file
-    from agentrft.measure.comparison_section import comparison_tables
+    from agentrft.measure.comparison_section import Payoff, comparison_tables
 
     opened = open_home(home)
     first = opened.store.run(runs[0].rpartition("=")[2])
@@ -68,7 +72,7 @@ def compare(
         resume,
         work,
     )
-    for part in comparison_tables(compared.answer, compared):
+    for part in comparison_tables(Payoff(answer=compared.answer, comparison=compared)):
         console().print(part)
     page = write_comparison(compared, folder, f"{agent.config.name}: runs compared")
     console().print(f"page    {page}", highlight=False, soft_wrap=True)

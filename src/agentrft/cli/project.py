@@ -110,7 +110,7 @@ def train(
     from agentrft.core.run import TRAINING, Method
     from agentrft.jobs.following import run_lines
     from agentrft.jobs.serving import require_weights
-    from agentrft.jobs.stages import train as run_training
+    from agentrft.jobs.training_stage import train as run_training
 
     if method not in TRAINING:
         known = ", ".join(one for one in Method if one in TRAINING)

@@ -21,7 +21,7 @@ from agentrft.jobs.regrade import listed_rollouts, rollout_runs
 from agentrft.jobs.serving import OpenModel, served_model
 from agentrft.jobs.stages import BASE, SPEC
 from agentrft.jobs.verifier import JUDGE, LEARNED, Verdicts, judged, verified
-from agentrft.measure.arms import GRADER
+from agentrft.measure.arms import GRADER, spent_on_training
 from agentrft.measure.comparison import (
     RELIABLE,
     Arm,
@@ -30,9 +30,8 @@ from agentrft.measure.comparison import (
     best_of,
     compare,
     samples,
-    spent,
 )
-from agentrft.measure.comparison_section import arms_of, comparison_table, markdown, trained_tokens
+from agentrft.measure.comparison_section import arms_of, comparison_table, markdown
 from agentrft.measure.page import document
 from agentrft.measure.report import finite
 from agentrft.store.codec import load_config
@@ -51,6 +50,7 @@ async def compare_runs(
 ) -> Comparison:
     """Compare what runs measured on the holdout; `NAME=RUN` names a run in the table.
 
+    Rows that runs of one name bring are pooled as seeds of one policy, stage by stage.
     `best_of_k` 0 takes four where there are as many rollouts per task. `verifier` is `grader`,
     `learned`, or `judge:` and an entry of `grader_models`. Raises StoreError for a run that nobody
     knows, UserError for one without holdout rollouts and for what cannot be compared.
@@ -215,9 +215,7 @@ def _took(lineage: Sequence[tuple[Job, int | None]]) -> Spending:
     total = Spending()
     for job, last in lineage:
         steps = [one for one in job.read_all(StepMetrics) if last is None or one.step <= last]
-        made = [one for one in job.read_all(RolloutRecord) if one.split != "holdout"]
-        own = spent(made, seconds=job.seconds)
-        total += replace(own, trained_tokens=trained_tokens(steps))
+        total += spent_on_training(job.read_all(RolloutRecord), steps, seconds=job.seconds)
     return total
 
 

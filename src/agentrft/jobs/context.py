@@ -6,7 +6,7 @@ The one place that turns an exception into a failed run.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,8 @@ class Job:
     stop: asyncio.Event
     abandoned: bool = False
     """Whether a stop means that nothing more is to be written."""
+    check: Callable[[], None] = lambda: None
+    """Called before the run counts as succeeded; what it raises fails the run."""
 
     @classmethod
     def start(
@@ -153,6 +155,7 @@ class Job:
         began = time.monotonic()
         try:
             yield
+            self.check()
         except (Stopped, asyncio.CancelledError):
             self._end(RunStatus.PAUSED, began)
             raise

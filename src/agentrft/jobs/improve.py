@@ -24,9 +24,10 @@ from agentrft.jobs.optimize import found_again, search_spec
 from agentrft.jobs.project import SPEC_FOLDER, Project, plain_spec
 from agentrft.jobs.retest import for_training, retest
 from agentrft.jobs.serving import OpenModel, ServedModel, require_weights, served_model
-from agentrft.jobs.stages import BASE, SPEC, evaluation, measured, under
+from agentrft.jobs.stages import BASE, SPEC, evaluation, measured, under, with_training
 from agentrft.jobs.standing import preflight
-from agentrft.jobs.training_stage import STAGE_OF, trained
+from agentrft.jobs.trained import NothingLearnedError
+from agentrft.jobs.training_stage import STAGE_OF, trained_stage
 from agentrft.jobs.trials import keep_spec
 from agentrft.measure.advisor import AFTER_SEARCH, Advice
 from agentrft.measure.next_steps import NextStep
@@ -170,15 +171,24 @@ class _Climb:
         self.control = await best_of(self.job, self.model, self.stages[-1].records)
 
     async def take(self, method: Method) -> None:
-        """Train by the advised method, test the spec again, and measure on the holdout."""
+        """Train by the advised method, test the spec again, and measure on the holdout.
+
+        A method that leaves nothing to go on with is passed over; what it took stays charged.
+        """
         self.taken |= {step for step, taken in METHOD_OF.items() if taken is method}
-        self.checkpoint, spec = await trained(
-            self.job, self.model, method, self.checkpoint, self.demonstrations
-        )
+        stage = STAGE_OF[method]
+        try:
+            self.checkpoint, spec = await trained_stage(
+                self.job, self.model, method, self.checkpoint, self.demonstrations
+            )
+        except NothingLearnedError as error:
+            self.job.event(f"the {stage} is passed over. {error}", level="warn")
+            if (tried := with_training(self.job, stage, ())).records:
+                self.stages.append(tried)
+            return
         if method is Method.DISTILLATION:
             # The weights stand for what is not in it any more.
             self.model, self.opened = under(self.model, spec), spec
-        stage = STAGE_OF[method]
         spec, found = await retest(self.job, self.model, stage, self.checkpoint, self.opened)
         self.model = under(self.model, spec)
         if found is not None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import UserError
-from agentrft.core.run import TRAINING, RolloutRecord, Split
+from agentrft.core.run import TRAINING, RolloutRecord, RunStatus, Split
 from agentrft.jobs.audit import caveats
 from agentrft.jobs.context import Job
-from agentrft.jobs.control import BEST_OF
+from agentrft.jobs.control import BEST_OF, drawn_control
 from agentrft.jobs.holdout import holdout_looks, runs_beside
 from agentrft.jobs.optimize import STAGE as SEARCH
 from agentrft.jobs.optimize import kept_summary, search_examples
@@ -59,7 +59,7 @@ def reported(
             created_at=job.run.created_at,
             split=split,
             holdout_looks=holdout_looks(job),
-            caveats=caveats(job),
+            caveats=(*caveats(job), *_without_effect(children)),
             stages=tuple(stages),
             control=control,
             search=summary,
@@ -89,7 +89,7 @@ def rebuilt(home: Home, run_id: str) -> Report:
     path = job.folder / CLIMB
     climbed = from_json(Climbed, path.read_bytes()) if path.is_file() else None
     drawn = children.get(BEST_OF)
-    control = StageResult(name=BEST_OF, records=drawn.read_all(RolloutRecord)) if drawn else None
+    control = drawn_control(drawn) if drawn else None
     config = load_config(ProjectConfig, job.run.config, run_id)
     return reported(job, config, stages, climbed=climbed, control=control)
 
@@ -99,6 +99,12 @@ def children_of(job: Job) -> dict[str, Job]:
     before = f"{job.run.id}."
     runs = reversed([run for run in runs_beside(job) if run.parent_id == job.run.id])
     return {run.id.removeprefix(before).replace("-", " "): replace(job, run=run) for run in runs}
+
+
+def _without_effect(children: Mapping[str, Job]) -> Iterator[str]:
+    for name, child in children.items():
+        if child.run.method in TRAINING and child.run.status is RunStatus.FAILED:
+            yield f"The {name} left nothing to go on with: {child.run.error}."
 
 
 def _stages(job: Job, children: Mapping[str, Job]) -> Iterator[StageResult]:

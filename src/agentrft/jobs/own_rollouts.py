@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentrft.core.config import EvaluationConfig
-from agentrft.core.errors import UserError
 from agentrft.core.grade import Outcome
 from agentrft.core.run import RolloutRecord
 from agentrft.core.task import ToolCall
@@ -16,6 +15,7 @@ from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate
 from agentrft.jobs.reinforcement import serving
 from agentrft.jobs.serving import ServedModel
+from agentrft.jobs.trained import NothingLearnedError
 
 
 async def own_rollouts(
@@ -132,9 +132,9 @@ def tell_choice(job: Job, found: Chosen, **more: float) -> None:
 
 
 def require_something(job: Job, found: Chosen) -> None:
-    """Raise UserError if there is nothing to imitate."""
+    """Raise NothingLearnedError if there is nothing to imitate."""
     if not found.records:
-        raise UserError(
+        raise NothingLearnedError(
             f"{job.run.method}: none of {found.graded} graded rollouts on {found.tasks} train tasks "
             f"can be imitated ({found.solved} solved); imitate demonstrations first (`agentrft train "
             "PROJECT supervised`) and give its checkpoint as --start, raise "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agentrft.core.config import EvaluationConfig
-from agentrft.core.errors import DataError, UserError
+from agentrft.core.errors import DataError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.sample import Sample
 from agentrft.core.task import Preference
@@ -18,6 +18,7 @@ from agentrft.jobs.own_rollouts import own_rollouts
 from agentrft.jobs.pairs import Mined, Pair, comparable, mined
 from agentrft.jobs.serving import ServedModel
 from agentrft.jobs.supervised import HeldOut, epoch_steps, learn
+from agentrft.jobs.trained import NothingLearnedError
 from agentrft.store.datasets import read_preferences
 
 
@@ -94,7 +95,7 @@ async def mined_pairs(
 ) -> list[Pair]:
     """Roll the train tasks out and return pairs of what came of it; a resumed run rolls out the rest.
 
-    Raises UserError if no two rollouts make a pair.
+    Raises NothingLearnedError if no two rollouts make a pair.
     """
     rollouts = EvaluationConfig(
         samples_per_task=config.samples, temperature=config.temperature, tasks=config.tasks
@@ -113,7 +114,7 @@ async def mined_pairs(
             f"{found.tasks} tasks have rollouts that score {config.least_gap:g} apart"
         )
     if not found.pairs:
-        raise UserError(_why_none(found, config))
+        raise NothingLearnedError(_why_none(found, config))
     return list(found.pairs)
 
 

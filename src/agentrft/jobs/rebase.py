@@ -30,7 +30,7 @@ from agentrft.jobs.rebase_report import (
 from agentrft.jobs.retest import retest
 from agentrft.jobs.serving import OpenModel, ServedModel, served_model
 from agentrft.jobs.stages import evaluation, measured, under
-from agentrft.jobs.training_stage import trained
+from agentrft.jobs.training_stage import trained_stage
 from agentrft.jobs.trials import keep_spec
 from agentrft.measure.report import Report
 from agentrft.store.spec_files import write_spec
@@ -74,7 +74,7 @@ async def rebase(
             await measured(job, model, NEW_BASE, None)
             checkpoint: Checkpoint | None = None
             for method, spec in origin.steps:
-                checkpoint, _ = await trained(
+                checkpoint, _ = await trained_stage(
                     job, under(model, spec), method, checkpoint, origin.demonstrations
                 )
             assert checkpoint is not None

@@ -14,7 +14,7 @@ from agentrft.jobs.improvement_report import children_of
 from agentrft.jobs.optimize import opened_run
 from agentrft.jobs.retest import kept_retest
 from agentrft.jobs.stages import MEASURED
-from agentrft.measure.arms import Arm, Spending, spent
+from agentrft.measure.arms import Arm, Spending, spent_on_training
 from agentrft.measure.comparison import NOT_MEASURED, compare
 from agentrft.measure.comparison_section import Payoff
 from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
@@ -27,6 +27,7 @@ OLD_BASE, OLD_TUNED, NEW_BASE, NEW_TUNED = "old base", "old tuned", "new base", 
 NEW_LEAN = "new tuned lean"
 """The last one under the spec without the changes that it does not need."""
 STAGES = (OLD_BASE, OLD_TUNED, NEW_BASE, NEW_TUNED, NEW_LEAN)
+QUESTION = "Should the model change?"
 VALIDATED = " validated"
 """Ends the name of the run that measures a stage on the tasks that decide."""
 
@@ -102,9 +103,11 @@ def _decision(job: Job, config: ProjectConfig, stages: Sequence[StageResult]) ->
             arms, pass_threshold=config.pass_threshold, prices=config.prices, reference=OLD_TUNED
         )
     except UserError as error:
-        return Payoff(answer=f"Cannot tell whether to change the model: {error}.", comparison=None)
+        answer = f"Cannot tell whether to change the model: {error}."
+        return Payoff(answer=answer, comparison=None, question=QUESTION)
     notes = tuple(note for note in table.notes if note != NOT_MEASURED)
-    return Payoff(answer=answer, comparison=replace(table, answer=answer, notes=notes))
+    table = replace(table, answer=answer, notes=notes)
+    return Payoff(answer=answer, comparison=table, question=QUESTION)
 
 
 def adoption(
@@ -139,8 +142,7 @@ def _training(jobs: Iterable[Job]) -> Spending:
     taken = Spending()
     for job in jobs:
         if job.run.method in TRAINING:
-            steps = job.read_all(StepMetrics)
-            tokens = sum(step.values.get("computed_tokens", 0.0) for step in steps)
-            rollouts = spent(job.read_all(RolloutRecord), seconds=job.seconds)
-            taken += replace(rollouts, trained_tokens=tokens)
+            taken += spent_on_training(
+                job.read_all(RolloutRecord), job.read_all(StepMetrics), seconds=job.seconds
+            )
     return taken

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import TRAINING, Event, Method, RolloutRecord, StepMetrics
 from agentrft.core.spec import AgentSpec
@@ -15,15 +14,10 @@ from agentrft.core.task import Demonstration, Task
 from agentrft.jobs.audit import gate, project_subject
 from agentrft.jobs.checkpoints import delivered
 from agentrft.jobs.context import Job
-from agentrft.jobs.distillation import distillation
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
-from agentrft.jobs.preference import preference
-from agentrft.jobs.project import Project
 from agentrft.jobs.reinforcement import reinforce, serving
-from agentrft.jobs.rejection import rejection
-from agentrft.jobs.serving import ServedModel, begun_from, first_step, served_model
+from agentrft.jobs.serving import ServedModel, first_step
 from agentrft.jobs.supervised import demonstration_samples, imitate
-from agentrft.jobs.trained import UnchangedError
 from agentrft.jobs.validation import task_sets
 from agentrft.measure.monitors import alarms_of
 from agentrft.measure.report import StageResult
@@ -36,41 +30,6 @@ MEASURED = " measured"
 def under(model: ServedModel, spec: AgentSpec) -> ServedModel:
     """Return the model acting under another spec."""
     return replace(model, project=replace(model.project, spec=spec))
-
-
-async def train(
-    job: Job, project: Project, start: Path | None, *, allow_findings: bool = False
-) -> Checkpoint:
-    """Train with the job's own method, from a checkpoint or from the base model.
-
-    Wherever grades choose what is learned, the grader is audited first, as before an improvement.
-    Raises UnchangedError, and the run has failed, if the weights end as the base model's.
-    """
-    start = begun_from(job, start)
-    with served_model(project, job.home, trained=True) as model:
-        checkpoint = await _trained(job, model, start, allow_findings=allow_findings)
-        if not model.changed(Path(checkpoint.path)):
-            async with job.running():
-                raise UnchangedError(f"run {job.run.id}")
-        return checkpoint
-
-
-async def _trained(
-    job: Job, model: ServedModel, start: Path | None, *, allow_findings: bool
-) -> Checkpoint:
-    match job.run.method:
-        case Method.SUPERVISED:
-            return await warm_start(job, model, start)
-        case Method.REJECTION:
-            return await rejection(job, model, start, allow_findings=allow_findings)
-        case Method.DISTILLATION:
-            return await distillation(job, model, start, allow_findings=allow_findings)
-        case Method.PREFERENCE:
-            return await preference(job, model, start, allow_findings=allow_findings)
-        case Method.REINFORCEMENT:
-            return await reinforcement(job, model, start, allow_findings=allow_findings)
-        case other:
-            raise UserError(f"{other} is no method that trains from the command line")
 
 
 async def measured(

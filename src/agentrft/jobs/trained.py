@@ -5,7 +5,7 @@ from pathlib import Path
 
 from agentrft.core.errors import UserError
 from agentrft.core.policy import Checkpoint
-from agentrft.core.run import Method, Run
+from agentrft.core.run import TRAINING, Method, Run
 from agentrft.core.spec import AgentSpec
 from agentrft.inference.models import REGISTRY, ModelFiles, resolve
 from agentrft.jobs.checkpoints import delivered
@@ -22,7 +22,11 @@ from agentrft.training.checkpoint import (
 )
 
 
-class UnchangedError(UserError):
+class NothingLearnedError(UserError):
+    """A training ended without weights to go on with, since there was nothing to learn."""
+
+
+class UnchangedError(NothingLearnedError):
     """Training ended with the weights of the base model."""
 
     def __init__(self, what: str) -> None:
@@ -43,6 +47,11 @@ class Trained:
     """The run that was asked for, or that wrote the folder."""
     spec_hash: str = ""
     """The spec it was trained under."""
+
+
+def is_job(run: Run) -> bool:
+    """Whether a run is a job of the API, whose record the queue keeps."""
+    return run.id.startswith("ftjob-")
 
 
 def find_trained(home: Home, name: str) -> Trained:
@@ -97,7 +106,7 @@ def _of_folder(home: Home, folder: Path) -> Trained:
 def base_model(home: Home, trained: Trained) -> ModelFiles:
     """Return the base model of a checkpoint. Raises ModelError if it is not on this machine."""
     record, run = read_record(trained.folder), trained.run
-    if run is not None and run.id.startswith("ftjob-"):
+    if run is not None and is_job(run):
         name = home.queue.get(run.id).job.base
     elif run is not None and "model" in run.config:
         name = str(run.config["model"])
@@ -119,9 +128,13 @@ def _by_fingerprint(home: Home, wanted: str) -> str | None:
 
 def trained_spec(home: Home, trained: Trained) -> AgentSpec | None:
     """Return the spec that the weights act under: what an improvement ended with, or trained with."""
-    if trained.run is None:
+    run = trained.run
+    if run is None:
         return None
-    folder = home.run_folder(trained.run.id.partition(".")[0])
-    name = str(trained.run.result.get("spec") or trained.spec_hash)
-    path = spec_path(folder, name)
-    return from_json(AgentSpec, path.read_bytes()) if name and path.is_file() else None
+    names = [trained.spec_hash, str(run.result.get("spec", ""))]
+    if run.method not in TRAINING:
+        names.reverse()
+    folders = {home.run_folder(one) for one in (run.id, run.id.partition(".")[0])}
+    paths = (spec_path(folder, name) for name in names if name for folder in folders)
+    kept = next((path for path in paths if path.is_file()), None)
+    return from_json(AgentSpec, kept.read_bytes()) if kept else None

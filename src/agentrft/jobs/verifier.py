@@ -29,8 +29,7 @@ from agentrft.jobs.project import Project
 from agentrft.jobs.reinforcement import serving
 from agentrft.jobs.serving import DemonstrationRenderer, ServedModel
 from agentrft.jobs.supervised import learn
-from agentrft.measure.comparison import Arm, Spending, spent
-from agentrft.measure.comparison_section import trained_tokens
+from agentrft.measure.arms import Arm, RolloutKey, Spending, rollout_key, spent_on_training
 from agentrft.measure.statistics import Estimate, rate
 from agentrft.measure.summary import score_of
 from agentrft.rollout.episode import grade_rollout, in_order
@@ -87,8 +86,8 @@ class Learned:
 class Verdicts:
     """What a verifier says of several policies' rollouts."""
 
-    verdicts: tuple[Mapping[str, Grade], ...]
-    """For each policy: by trajectory id."""
+    verdicts: tuple[Mapping[RolloutKey, Grade], ...]
+    """For each policy."""
     training: Spending = field(default_factory=Spending)
     """What the verifier took before it could say anything."""
     notes: tuple[str, ...] = ()
@@ -167,7 +166,7 @@ async def _each(job: Job, arms: Sequence[Arm], judge: Judge) -> None:
             replace(record, stage=arm.name, split="holdout", step=0)
             for record in arm.records
             if record.graded.outcome is not Outcome.INFRASTRUCTURE_FAULT
-            and record.graded.trajectory.id not in known
+            and rollout_key(record.graded.trajectory) not in known
         ]
     with job.progress.phase(f"verdicts of {job.run.id}", max(1, len(missing))) as phase:
         for place in range(0, len(missing), PAGE):
@@ -181,10 +180,10 @@ async def _each(job: Job, arms: Sequence[Arm], judge: Judge) -> None:
             phase.advance(len(page))
 
 
-def _kept(job: Job, arm: Arm) -> dict[str, Grade]:
-    """Return the verdicts on an arm's rollouts that are stored."""
+def _kept(job: Job, arm: Arm) -> dict[RolloutKey, Grade]:
+    """Return the verdicts that are stored on rollouts of arms of this name."""
     stored = stored_records(job, Measurement(stage=arm.name, split="holdout"))
-    return {record.graded.trajectory.id: record.graded.grade for record in stored}
+    return {rollout_key(record.graded.trajectory): record.graded.grade for record in stored}
 
 
 def split(
@@ -313,7 +312,7 @@ def _of_train(records: Sequence[RolloutRecord], arms: Sequence[Arm]) -> list[Rol
     """Keep graded rollouts on train tasks that no arm was measured on, each once."""
     measured = {record.graded.trajectory.task_id for arm in arms for record in arm.records}
     kept = {
-        (r.graded.trajectory.id, r.graded.trajectory.started_at): r
+        rollout_key(r.graded.trajectory): r
         for r in records
         if r.split == "train"
         and r.graded.outcome is not Outcome.INFRASTRUCTURE_FAULT
@@ -339,11 +338,10 @@ def _learned(
         for task, (failed, solved) in by_outcome.items()
         if solved and failed
     }
-    took = spent(chosen, seconds=child.seconds)
     return Learned(
         solved=len(chosen) // 2,
         failed=len(chosen) // 2,
-        training=replace(took, trained_tokens=trained_tokens(child.read_all(StepMetrics))),
+        training=spent_on_training(chosen, child.read_all(StepMetrics), seconds=child.seconds),
         auc=rate(rates) if rates else None,
         auc_tasks=len(rates),
     )

@@ -12,7 +12,7 @@ import numpy as np
 from agentrft.core.config import PriceList
 from agentrft.core.errors import UserError
 from agentrft.core.grade import Grade
-from agentrft.core.run import RolloutRecord
+from agentrft.core.run import RolloutRecord, StepMetrics
 from agentrft.core.trajectory import Trajectory
 from agentrft.measure.summary import by_task
 
@@ -67,10 +67,11 @@ class Arm:
     """One policy measured on the holdout, or the best of k rollouts of one."""
 
     name: str
+    """Arms of one name are one policy made with several seeds."""
     records: Sequence[RolloutRecord]
     """Of the holdout alone, infrastructure faults included."""
     training: Spending = field(default_factory=Spending)
-    """Everything before the first task was served: search, training, a verifier's training."""
+    """Before the first task was served: search, trainings, a verifier's training."""
     trained: bool = False
     """Whether its weights were changed."""
     k: int = 1
@@ -78,8 +79,8 @@ class Arm:
     """`grader`, or the name of a verifier; empty without a choice."""
     policy: str = ""
     """Name of the arm that is chosen from; empty without a choice."""
-    verdicts: Mapping[str, Grade] = field(default_factory=dict[str, Grade])
-    """What the verifier says, by trajectory id; unused where the grader chooses."""
+    verdicts: Mapping[RolloutKey, Grade] = field(default_factory=dict[RolloutKey, Grade])
+    """What the verifier says of each rollout; unused where the grader chooses."""
     grader: str = ""
     """The grader with its reward terms and the score that counts as solved, as one text; empty where
     nobody knows."""
@@ -90,7 +91,7 @@ def best_of(
     k: int,
     chosen_by: str = GRADER,
     *,
-    verdicts: Mapping[str, Grade] | None = None,
+    verdicts: Mapping[RolloutKey, Grade] | None = None,
     training: Spending | None = None,
 ) -> Arm:
     """Return the best of k rollouts of a measured policy.
@@ -102,7 +103,7 @@ def best_of(
     if not 2 <= k <= most:
         raise UserError(
             f"best of {k} needs {max(k, 2)} rollouts per task, and {arm.name!r} has {most}; measure "
-            "it with a larger methods.evaluation.samples_per_task"
+            "it with a larger methods.evaluation.samples_per_task, at temperature 1"
         )
     return replace(
         arm,
@@ -132,9 +133,31 @@ def spent(records: Iterable[RolloutRecord], *, seconds: float = 0.0) -> Spending
         rollouts=len(made),
         prompt_tokens=sum(one.observed_tokens for one in made),
         sampled_tokens=sum(one.sampled_tokens for one in made),
-        tool_calls=sum(len(one.tool_calls) for one in made),
+        tool_calls=sum(len(one.made_calls) for one in made),
         seconds=seconds,
     )
+
+
+def spent_on_training(
+    records: Iterable[RolloutRecord], metrics: Iterable[StepMetrics], *, seconds: float
+) -> Spending:
+    """Return what a training took: its rollouts, without those that only measure, and its steps."""
+    took = spent((record for record in records if record.split != "holdout"), seconds=seconds)
+    tokens = sum(step.values.get("computed_tokens", 0.0) for step in metrics)
+    return replace(took, trained_tokens=tokens)
+
+
+def seeds_of(arms: Iterable[Arm]) -> list[list[Arm]]:
+    """Return arms of one name together, in the order in which they were measured."""
+    named: dict[str, list[Arm]] = {}
+    for arm in arms:
+        named.setdefault(arm.name, []).append(arm)
+    return [sorted(of_name, key=_began) for of_name in named.values()]
+
+
+def _began(arm: Arm) -> tuple[float, str]:
+    made = (record.graded.trajectory for record in arm.records)
+    return min((one.started_at, one.id) for one in made)
 
 
 def odds(samples: int, k: int) -> list[float]:
@@ -152,9 +175,6 @@ def check_comparable(arms: Sequence[Arm]) -> None:
     """Raise UserError, with the reason, for arms whose rates say nothing about each other."""
     if not arms:
         raise UserError("no arm to compare; name runs that measured the holdout")
-    names = [arm.name for arm in arms]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"two arms are named {twice!r}; rename one")
     first = arms[0]
     asked, graders = _asked(first), _graders(first)
     for arm in arms:
@@ -177,6 +197,18 @@ def check_comparable(arms: Sequence[Arm]) -> None:
             raise UserError(
                 f"{first.name!r} and {arm.name!r} were graded by other graders; grade one again "
                 "with the other's (`agentrft regrade`), or measure both again"
+            )
+    for seeds in seeds_of(arms):
+        keys = [rollout_key(one.graded.trajectory) for arm in seeds for one in arm.records]
+        if len(set(keys)) < len(keys):
+            raise UserError(
+                f"{seeds[0].name!r} names the same rollouts twice; runs of one name count as seeds of "
+                "one policy, so name each run once"
+            )
+        if len({arm.trained for arm in seeds}) > 1:
+            raise UserError(
+                f"{seeds[0].name!r} names weights that were trained and weights that were not; runs of "
+                "one name count as seeds of one policy, so give these two names"
             )
 
 

@@ -1,12 +1,14 @@
 """Policies measured on the same holdout tasks, in one table: what each solves, takes, and took to make.
 
 Pure: rollouts in, rows and one sentence out. Best-of-k is worked out from all subsets of k of a
-task's rollouts, so that more rollouts than k sharpen it.
+task's rollouts, so that more rollouts than k sharpen it. A policy that was made with several seeds is
+measured, and chosen from, within each seed; a row holds the mean of its seeds.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -26,6 +28,7 @@ from agentrft.measure.arms import (
     odds,
     rollout_key,
     samples,
+    seeds_of,
     spent,
 )
 from agentrft.measure.statistics import (
@@ -33,9 +36,11 @@ from agentrft.measure.statistics import (
     PairedDifference,
     Values,
     holm,
-    paired_difference,
     pass_hat_k,
+    pooled,
     rate,
+    seeded_difference,
+    seeded_rate,
 )
 from agentrft.measure.summary import by_task, passed, score_of
 
@@ -59,7 +64,8 @@ LEVEL = 0.05
 
 NOT_MEASURED = (
     "Best-of-k was not measured: set methods.evaluation.best_of to 4 before `agentrft improve`, or "
-    "measure the best spec with methods.evaluation.samples_per_task = 4 and compare the runs."
+    "measure the best spec with methods.evaluation.samples_per_task = 4 and temperature = 1 and "
+    "compare the runs."
 )
 
 Verdict = Literal["better", "worse", "cannot tell"]
@@ -73,8 +79,14 @@ class Row:
     trained: bool
     k: int
     chosen_by: str
+    seeds: int
+    """Runs of this name; everything below is the mean of theirs, what each needs within itself."""
+    lowest: float
+    """Pass rate of the seed that solves least."""
+    highest: float
     tasks: int
     rollouts: int
+    """Of all seeds."""
     dropped: int
     """Infrastructure faults, left out."""
     pass_at_1: Estimate
@@ -153,13 +165,13 @@ def compare(
     price_list = prices or PriceList()
     clock = machine_seconds(arms)
     measured = sorted(
-        (_Measured(arm, pass_threshold, price_list, clock) for arm in arms),
+        (_Measured(seeds, pass_threshold, price_list, clock) for seeds in seeds_of(arms)),
         key=lambda one: (one.arm.trained, one.cost_training, one.arm.k, one.arm.name),
     )
     base = _reference(measured, reference)
     rival = _rival(measured)
     others = [one for one in measured if one is not base]
-    differences = [paired_difference(base.values, one.values) for one in others]
+    differences = [seeded_difference(base.seeds, one.seeds) for one in others]
     adjusted = holm([difference.p_value for difference in differences])
     compared = {
         one.arm.name: (difference, p)
@@ -180,32 +192,53 @@ def compare(
 
 
 class _Measured:
-    """An arm in numbers."""
+    """The seeds of one policy in numbers."""
 
     def __init__(
-        self, arm: Arm, threshold: float, prices: PriceList, clock: Mapping[RolloutKey, float]
+        self,
+        arms: Sequence[Arm],
+        threshold: float,
+        prices: PriceList,
+        clock: Mapping[RolloutKey, float],
     ) -> None:
-        self.arm, self.threshold, self.prices, self.clock = arm, threshold, prices, clock
-        self.graded = by_task(arm.records)
-        solved = passed(self.graded, threshold)
-        self.values: Values = (
+        self.arms, self.arm = arms, arms[0]
+        self.threshold, self.prices, self.clock = threshold, prices, clock
+        self.graded = [by_task(arm.records) for arm in arms]
+        solved = [passed(graded, threshold) for graded in self.graded]
+        self.seeds: Sequence[Values] = (
             solved
-            if arm.k == 1
-            else {task: [self._choice(graded)] for task, graded in self.graded.items()}
+            if self.arm.k == 1
+            else [
+                {task: [self._choice(arm, made)] for task, made in graded.items()}
+                for arm, graded in zip(arms, self.graded, strict=True)
+            ]
         )
-        self.rate = rate(self.values)
-        enough = arm.k == 1 and min(map(len, solved.values())) >= RELIABLE
-        self.pass_hat_4 = pass_hat_k(solved, RELIABLE) if enough else None
-        one = _mean(_mean(map(self._one, graded)) for graded in self.graded.values())
-        self.per_task = one.times(arm.k)
+        self.rate = seeded_rate(self.seeds)
+        self.by_seed = [rate(values).value for values in self.seeds]
+        self.tasks = len(pooled(self.seeds))
+        fewest = min(len(of_task) for of_seed in solved for of_task in of_seed.values())
+        self.pass_hat_4 = (
+            fmean(pass_hat_k(of_seed, RELIABLE) for of_seed in solved)
+            if self.arm.k == 1 and fewest >= RELIABLE
+            else None
+        )
+        self.rollouts = sum(len(made) for graded in self.graded for made in graded.values())
+        self.dropped = sum(len(arm.records) for arm in arms) - self.rollouts
+        self.training = _mean(arm.training for arm in arms)
+        self.per_task = _mean(map(self._each, arms, self.graded)).times(self.arm.k)
         self.cost_per_task = cost(self.per_task, prices)
-        self.cost_training = cost(arm.training, prices)
+        self.cost_training = cost(self.training, prices)
+
+    @property
+    def most(self) -> int:
+        """Rollouts per task that every seed has."""
+        return min(map(samples, self.arms))
 
     def at(self, k: int) -> "_Measured":
         """Return the same choice among another number of rollouts."""
         name = choice_name(self.arm.policy, k, self.arm.chosen_by)
-        arm = replace(self.arm, k=k, name=name)
-        return _Measured(arm, self.threshold, self.prices, self.clock)
+        arms = [replace(arm, k=k, name=name) for arm in self.arms]
+        return _Measured(arms, self.threshold, self.prices, self.clock)
 
     def cost_per_solved(self, tasks: float) -> float:
         """Return what a solved task costs when so many are served."""
@@ -217,44 +250,51 @@ class _Measured:
         """Return median and 95th percentile of the seconds until a task is answered."""
         seconds: list[float] = []
         weights: list[float] = []
-        for graded in self.graded.values():
-            slowest_first = sorted((g.trajectory.duration_s for g in graded), reverse=True)
-            seconds += slowest_first
-            weights += odds(len(slowest_first), self.arm.k)
+        for graded in self.graded:
+            for made in graded.values():
+                slowest_first = sorted((g.trajectory.duration_s for g in made), reverse=True)
+                seconds += slowest_first
+                weights += odds(len(slowest_first), self.arm.k)
         p50, p95 = np.quantile(seconds, [0.5, 0.95], weights=weights, method="inverted_cdf")
         return float(p50), float(p95)
 
-    def _choice(self, graded: Sequence[GradedTrajectory]) -> float:
+    def _choice(self, arm: Arm, graded: Sequence[GradedTrajectory]) -> float:
         """Return the chance that the chosen one of k rollouts of this task solves it."""
+
+        def liked(one: GradedTrajectory) -> float:
+            score = _verdict_on(arm, one).score
+            return -math.inf if score is None else score
+
         in_order = sorted(graded, key=lambda g: (g.trajectory.started_at, g.trajectory.id))
-        ranked = sorted(in_order, key=self._liked, reverse=True)  # stable: a tie takes the first
-        chances = odds(len(ranked), self.arm.k)
+        ranked = sorted(in_order, key=liked, reverse=True)  # stable: a tie takes the first
+        chances = odds(len(ranked), arm.k)
         return sum(
             chance
             for chance, one in zip(chances, ranked, strict=True)
             if score_of(one) >= self.threshold
         )
 
-    def _liked(self, graded: GradedTrajectory) -> float:
-        score = self._verdict(graded).score
-        return -math.inf if score is None else score
+    def _each(self, arm: Arm, graded: Mapping[str, Sequence[GradedTrajectory]]) -> Spending:
+        """Return what a rollout of a seed takes, averaged as its rates are."""
+        return _mean(_mean(self._one(arm, one) for one in made) for made in graded.values())
 
-    def _verdict(self, graded: GradedTrajectory) -> Grade:
-        if self.arm.chosen_by == GRADER:
-            return graded.grade
-        return self.arm.verdicts[graded.trajectory.id]
-
-    def _one(self, graded: GradedTrajectory) -> Spending:
+    def _one(self, arm: Arm, graded: GradedTrajectory) -> Spending:
         """Return what one rollout takes, and to judge it where one is chosen."""
         made = graded.trajectory
-        usage = self._verdict(graded).usage.values() if self.arm.k > 1 else ()
+        usage = _verdict_on(arm, graded).usage.values() if arm.k > 1 else ()
         return Spending(
             rollouts=1,
             prompt_tokens=made.observed_tokens + sum(one.prompt_tokens for one in usage),
             sampled_tokens=made.sampled_tokens + sum(one.completion_tokens for one in usage),
-            tool_calls=len(made.tool_calls),
+            tool_calls=len(made.made_calls),
             seconds=self.clock[rollout_key(made)],
         )
+
+
+def _verdict_on(arm: Arm, graded: GradedTrajectory) -> Grade:
+    if arm.chosen_by == GRADER:
+        return graded.grade
+    return arm.verdicts[rollout_key(graded.trajectory)]
 
 
 def cost(spending: Spending, prices: PriceList) -> float:
@@ -274,15 +314,17 @@ def _row(
 ) -> Row:
     arm = one.arm
     p50, p95 = one.handling()
-    rollouts = sum(map(len, one.graded.values()))
     return Row(
         name=arm.name,
         trained=arm.trained,
         k=arm.k,
         chosen_by=arm.chosen_by,
-        tasks=len(one.graded),
-        rollouts=rollouts,
-        dropped=len(arm.records) - rollouts,
+        seeds=len(one.arms),
+        lowest=min(one.by_seed),
+        highest=max(one.by_seed),
+        tasks=one.tasks,
+        rollouts=one.rollouts,
+        dropped=one.dropped,
         pass_at_1=one.rate,
         pass_hat_4=one.pass_hat_4,
         difference=difference,
@@ -290,9 +332,9 @@ def _row(
         seconds_p50=p50,
         seconds_p95=p95,
         per_task=one.per_task,
-        training=arm.training,
+        training=one.training,
         money_per_task=one.per_task.money(one.prices),
-        money_training=arm.training.money(one.prices),
+        money_training=one.training.money(one.prices),
         cost_per_task=one.cost_per_task,
         cost_training=one.cost_training,
         break_even=_break_even(one, rival) if rival and arm.trained and arm.k == 1 else None,
@@ -347,9 +389,9 @@ def _versus(measured: Sequence[_Measured], rival: _Measured | None) -> list[Vers
         if one.arm.trained and one.arm.k == 1 and prompt:
             pairs.append((one, prompt))
             if rival:
-                ks = {_equal_cost_k(one, rival), min(RELIABLE, samples(rival.arm))} - {1}
+                ks = {_equal_cost_k(one, rival), min(RELIABLE, rival.most)} - {1}
                 pairs += [(one, rival.at(k)) for k in sorted(ks)]
-    differences = [paired_difference(second.values, first.values) for first, second in pairs]
+    differences = [seeded_difference(second.seeds, first.seeds) for first, second in pairs]
     adjusted = holm([difference.p_value for difference in differences])
     return [
         Versus(
@@ -377,9 +419,7 @@ def _verdict(difference: PairedDifference, adjusted_p: float) -> Verdict:
 def _equal_cost_k(trained: _Measured, rival: _Measured) -> int:
     """Return the largest measured k whose cost per task is at most the trained arm's; 1 at least."""
     affordable = (
-        k
-        for k in range(samples(rival.arm), 1, -1)
-        if rival.at(k).cost_per_task <= trained.cost_per_task
+        k for k in range(rival.most, 1, -1) if rival.at(k).cost_per_task <= trained.cost_per_task
     )
     return next(affordable, 1)
 
@@ -391,7 +431,7 @@ def _answer(
     versus: Sequence[Versus],
 ) -> str:
     """Say in one sentence what the numbers allow to say."""
-    tasks = len(reference.graded)
+    tasks = reference.tasks
     if best is None:
         solves = f"{reference.arm.name} solves {reference.rate.value:.1%} of {tasks} holdout tasks"
         more = f", and {rival.arm.name} {rival.rate.value:.1%}" if rival else ""
@@ -408,6 +448,10 @@ def _answer(
         "cannot tell": "Cannot tell whether weights beat the best prompt",
     }[prompt.verdict]
     solves = f"{best.arm.name} solves {best.rate.value:.1%} of {tasks} holdout tasks"
+    if len(best.arms) > 1:
+        solves += (
+            f" (mean of {len(best.arms)} seeds, {min(best.by_seed):.1%} to {max(best.by_seed):.1%})"
+        )
     told = [f"{lead}: {solves}, {prompt.control} {prompt.pass_at_1:.1%}, {_points(prompt)}"]
     if rival is None:
         told.append("best-of-k was not measured")
@@ -448,17 +492,15 @@ def _notes(
             "Best-of-k by the grader is an upper bound: to serve it, the grader must be there when "
             "the task is, reference included."
         )
-    if best and rival and _equal_cost_k(best, rival) == samples(rival.arm):
+    if best and rival and _equal_cost_k(best, rival) == rival.most:
         yield (
-            f"{best.arm.name} costs as much per task as best of {samples(rival.arm)} or more, and no "
+            f"{best.arm.name} costs as much per task as best of {rival.most} or more, and no "
             "more rollouts were measured; equal cost may buy a larger k."
         )
     for one in measured:
-        faults, short = len(one.arm.records) - sum(map(len, one.graded.values())), 0
-        if one.arm.k > 1:
-            short = sum(len(graded) < one.arm.k for graded in one.graded.values())
-        if faults and one.arm.k == 1:
-            yield f"{one.arm.name}: {faults} rollouts were dropped for infrastructure faults."
+        short = sum(len(made) < one.arm.k for graded in one.graded for made in graded.values())
+        if one.dropped and one.arm.k == 1:
+            yield f"{one.arm.name}: {one.dropped} rollouts were dropped for infrastructure faults."
         if short:
             yield f"{one.arm.name}: {short} tasks have fewer rollouts; theirs are all chosen from."
 

@@ -3,7 +3,6 @@
 Everything from a project is escaped.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
@@ -12,8 +11,7 @@ from rich.text import Text
 
 from agentrft.core.config import PriceList
 from agentrft.core.errors import UserError
-from agentrft.core.run import RolloutRecord, StepMetrics
-from agentrft.measure.arms import rollout_key
+from agentrft.measure.arms import rollout_key, spent_on_training
 from agentrft.measure.comparison import (
     Arm,
     Comparison,
@@ -22,7 +20,6 @@ from agentrft.measure.comparison import (
     best_of,
     compare,
     samples,
-    spent,
 )
 from agentrft.measure.search_section import cell, figures_table, plain
 from agentrft.measure.summary import ReportInput, StageResult, by_task
@@ -39,6 +36,7 @@ class Payoff:
     answer: str
     comparison: Comparison | None
     """None where stages cannot be compared, which the answer then says."""
+    question: str = TITLE
 
 
 def payoff(given: ReportInput) -> Payoff | None:
@@ -64,18 +62,25 @@ def arms_of(given: ReportInput) -> list[Arm]:
     """Return the stages, each with everything taken up to it; the control with the stage it repeats."""
     arms: list[Arm] = []
     taken, trained = Spending(), False
-    for stage in given.stages:
+    for place, stage in enumerate(given.stages):
         holdout = [record for record in stage.records if record.split == given.split]
-        trained = trained or bool(stage.metrics)
-        taken += _taken(given, stage, first=not arms)
+        if place == 1:
+            taken += _search(given)  # between the project's own spec and whatever follows
+        taken += spent_on_training(
+            stage.records,
+            stage.metrics,
+            seconds=given.phase_s.get(stage.name, 0.0),
+        )
         if by_task(holdout):
+            trained = trained or bool(stage.metrics)
             arms.append(Arm(name=stage.name, records=holdout, training=taken, trained=trained))
-    drawn = given.control.records if given.control else ()
-    return _with_control(arms, drawn) if by_task(drawn) else arms
+    control = given.control
+    return _with_control(arms, control) if control and by_task(control.records) else arms
 
 
-def _with_control(arms: list[Arm], drawn: Sequence[RolloutRecord]) -> list[Arm]:
+def _with_control(arms: list[Arm], control: StageResult) -> list[Arm]:
     """Add several rollouts per task of the best spec to the stage that measured it, or beside it."""
+    drawn = control.records
     spec = drawn[0].graded.trajectory.spec_hash
     policy = next(
         (
@@ -89,20 +94,11 @@ def _with_control(arms: list[Arm], drawn: Sequence[RolloutRecord]) -> list[Arm]:
     if {rollout_key(record.graded.trajectory) for record in policy.records} <= kept:
         # The stage's own rollouts are among them: more of the same policy.
         return [*(arm for arm in arms if arm is not policy), replace(policy, records=drawn)]
-    several = max(map(len, by_task(drawn).values()))
-    named = f"{policy.name}, {several} rollouts each"
-    return [*arms, replace(policy, name=named, records=drawn)]
+    return [*arms, replace(policy, name=f"{policy.name} {control.name}", records=drawn)]
 
 
-def _taken(given: ReportInput, stage: StageResult, *, first: bool) -> Spending:
-    """Return what a stage itself took before it was measured: its training, or the search."""
-    if stage.metrics:
-        before = spent(
-            (record for record in stage.records if record.split != given.split),
-            seconds=given.phase_s.get(stage.name, 0.0),
-        )
-        return replace(before, trained_tokens=trained_tokens(stage.metrics))
-    if first or given.search is None:
+def _search(given: ReportInput) -> Spending:
+    if given.search is None:
         return Spending()
     used = given.search.spent
     return Spending(
@@ -114,16 +110,11 @@ def _taken(given: ReportInput, stage: StageResult, *, first: bool) -> Spending:
     )
 
 
-def trained_tokens(metrics: Sequence[StepMetrics]) -> float:
-    """Return how many tokens passed through the trainer."""
-    return sum(step.values.get("computed_tokens", 0.0) for step in metrics)
-
-
 def payoff_section(found: Payoff | None) -> str:
     """Return the section of a report; nothing where nobody asked."""
     if found is None:
         return ""
-    told = f'<h2>{TITLE}</h2><p class="outcome">{escape(found.answer)}</p>'
+    told = f'<h2>{escape(found.question)}</h2><p class="outcome">{escape(found.answer)}</p>'
     return told + (comparison_table(found.comparison) if found.comparison else "")
 
 
@@ -141,19 +132,20 @@ def comparison_table(comparison: Comparison) -> str:
     )
 
 
-def comparison_tables(answer: str, comparison: Comparison | None) -> list[RenderableType]:
+def comparison_tables(found: Payoff) -> list[RenderableType]:
     """Return the same for a terminal."""
-    parts: list[RenderableType] = [Text(answer, style="bold")]
+    parts: list[RenderableType] = [Text(found.answer, style="bold")]
+    comparison = found.comparison
     if comparison is None:
         return parts
     table = figures_table(
-        TITLE, ("", "pass@1", "to ref. (pp)", "p", *_COLUMNS[3:], "cost/task", *_LATER)
+        found.question, ("", "pass@1", "to ref. (pp)", "p", *_COLUMNS[3:], "cost/task", *_LATER)
     )
     for row in comparison.rows:
         low, high = 100 * row.pass_at_1.low, 100 * row.pass_at_1.high
         table.add_row(
             Text(row.name),
-            f"{row.pass_at_1.value:.1%}\n{low:.1f}-{high:.1f}",
+            "\n".join((f"{row.pass_at_1.value:.1%}", f"{low:.1f}-{high:.1f}", *_seeds(row))),
             "\n".join(plain(row.difference)) if row.difference else "reference",
             _p(row.adjusted_p),
             _rate(row.pass_hat_4),
@@ -179,7 +171,7 @@ def markdown(comparison: Comparison) -> str:
         lines.append(
             [
                 row.name.replace("|", "\\|"),
-                f"{row.pass_at_1.value:.1%} ({low:.1f} to {high:.1f})",
+                f"{row.pass_at_1.value:.1%} ({'; '.join((f'{low:.1f} to {high:.1f}', *_seeds(row)))})",
                 f"{difference} ({' to '.join(interval.split())}, p {_p(row.adjusted_p)})"
                 if row.difference
                 else "reference",
@@ -206,7 +198,8 @@ def _html_row(row: Row, *, priced: bool) -> str:
     dropped = f", {row.dropped} dropped" if row.dropped else ""
     return (
         f"<tr><td>{escape(row.name)}<small>{row.rollouts} rollouts of {row.tasks} tasks{dropped}"
-        f"</small></td><td>{row.pass_at_1.value:.1%}<small>{low:.1f} to {high:.1f}%</small></td>"
+        f"</small></td><td>{row.pass_at_1.value:.1%}"
+        f"<small>{'<br>'.join((f'{low:.1f} to {high:.1f}%', *_seeds(row)))}</small></td>"
         f"{difference}<td>{_rate(row.pass_hat_4)}</td>"
         f"<td>{row.seconds_p50:.2f}<small>95%: {row.seconds_p95:.2f}</small></td>"
         f"<td>{row.per_task.tool_calls:.2f}</td>"
@@ -215,6 +208,13 @@ def _html_row(row: Row, *, priced: bool) -> str:
         f"{money}</small></td><td>{made}<small>{'<br>'.join(more)}</small></td>"
         f"<td>{_break_even(row)}</td></tr>"
     )
+
+
+def _seeds(row: Row) -> tuple[str, ...]:
+    """Say how far the seeds of a policy lie apart."""
+    if row.seeds == 1:
+        return ()
+    return (f"{row.seeds} seeds {100 * row.lowest:.1f}-{100 * row.highest:.1f}",)
 
 
 def _made_with(row: Row) -> tuple[str, ...]:
@@ -253,8 +253,16 @@ def _reading(comparison: Comparison) -> str:
         if comparison.rival
         else ""
     )
+    several = any(row.seeds > 1 for row in comparison.rows)
+    clusters = "tasks and seeds" if several else "tasks"
+    seeds = (
+        " Each seed is measured, and chosen from, by itself, and a row is their mean; the least and "
+        "the greatest stand in it, and p is over tasks, given these seeds."
+        if several
+        else ""
+    )
     return (
-        f"Differences are to {comparison.reference}, with 95% intervals over tasks and "
-        "Holm-corrected p. A choice among k rollouts costs k times, its verifier besides; a tie "
-        f"takes the first rollout. Costs are {unit}.{even}"
+        f"Differences are to {comparison.reference}, with 95% intervals over {clusters} and "
+        f"Holm-corrected p.{seeds} A choice among k rollouts costs k times, its verifier besides; a "
+        f"tie takes the first rollout. Costs are {unit}.{even}"
     )

@@ -107,7 +107,7 @@ def terminal(report: Report) -> RenderableType:
     if report.summary.comparisons:
         parts.append(_comparisons_table(report.summary.comparisons))
     if report.payoff:
-        parts += comparison_tables(report.payoff.answer, report.payoff.comparison)
+        parts += comparison_tables(report.payoff)
     if report.given.search:
         parts += search_tables(report.given.search)
     parts += advice_lines(report.given)

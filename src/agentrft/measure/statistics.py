@@ -10,9 +10,9 @@ families, not about new families.
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from statistics import NormalDist
+from statistics import NormalDist, fmean, variance
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,18 +72,19 @@ def pass_hat_k(passed: Mapping[str, Sequence[bool]], k: int) -> float:
     return _mean_over_tasks(passed, k, lambda n, c: math.comb(c, k) / math.comb(n, k))
 
 
-def rate(passed: Values, *, level: float = 0.95) -> Estimate:
+def rate(passed: Values, *, level: float = 0.95, between: float = 0.0) -> Estimate:
     """Return pass@1 with a Wilson interval at the effective sample size.
 
     The effective size is p(1-p) over the variance of the mean of task means: exactly the number of
     tasks with one rollout each, more with repeats that vary within a task, never above the number
     of rollouts. At 0 or 1, where nothing varies, it is the number of tasks. So the interval never
-    collapses and never takes repeats for new tasks (Korn and Graubard 1998).
+    collapses and never takes repeats for new tasks (Korn and Graubard 1998). `between` is what
+    something besides the tasks adds to that variance.
     """
     means = _task_means(passed)
     p, tasks = float(means.mean()), len(means)
     rollouts = sum(len(values) for values in passed.values())
-    spread = float(means.var()) / tasks
+    spread = float(means.var()) / tasks + between
     varies = 0 < p < 1
     effective = float(tasks)
     if varies:
@@ -153,6 +154,60 @@ def paired_difference(
         wins=wins,
         losses=losses,
     )
+
+
+def pooled(seeds: Sequence[Values]) -> Values:
+    """Return the rollouts of one seed as they are, of several the mean of each seed, by task."""
+    if len(seeds) == 1:
+        return seeds[0]
+    tasks = dict.fromkeys(task for values in seeds for task in values)
+    return {task: [_mean(values[task]) for values in seeds if values.get(task)] for task in tasks}
+
+
+def seeded_rate(seeds: Sequence[Values], *, level: float = 0.95) -> Estimate:
+    """Return pass@1 of a policy that was made several times, with tasks and seeds as clusters.
+
+    The variance of the seeds' mean is added to that of the tasks' mean, and their common part not
+    taken off again: more cautious than Cameron, Gelbach and Miller (2011).
+    """
+    if len(seeds) == 1:
+        return rate(seeds[0], level=level)
+    between = variance([float(_task_means(values).mean()) for values in seeds]) / len(seeds)
+    found = rate(pooled(seeds), level=level, between=between)
+    return replace(found, method="Wilson, clustered by task and by seed")
+
+
+def seeded_difference(
+    first: Sequence[Values], second: Sequence[Values], *, level: float = 0.95, seed: int = 0
+) -> PairedDifference:
+    """Compare two policies that were made several times, over the tasks both tried.
+
+    The interval draws the tasks, and the seeds of each policy, with replacement and independently of
+    each other (pigeonhole bootstrap, Owen 2007): over tasks alone it would speak of these very
+    weights, not of training that way. The test is over tasks, given these seeds; with two or three of
+    them there is no test over seeds that could ever reject.
+    """
+    found = paired_difference(pooled(first), pooled(second), level=level, seed=seed)
+    if len(first) == len(second) == 1:
+        return found
+    tasks = sorted(pooled(first).keys() & pooled(second).keys())
+    random = np.random.default_rng((seed, len(first), len(second)))
+    means = _drawn_seeds(second, tasks, random) - _drawn_seeds(first, tasks, random)
+    drawn = _resamples(len(tasks), seed)
+    there = ~np.isnan(means)
+    ratios = (drawn * np.nan_to_num(means)).sum(axis=1) / (drawn * there).sum(axis=1)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return replace(found, low=float(low), high=float(high))
+
+
+def _drawn_seeds(
+    seeds: Sequence[Values], tasks: Sequence[str], random: np.random.Generator
+) -> NDArray[np.float64]:
+    """Return each task's mean over seeds drawn with replacement, per draw; NaN where none has it."""
+    values = np.array([[fmean(of.get(task) or [math.nan]) for task in tasks] for of in seeds])
+    counts = random.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=DRAWS)
+    with np.errstate(invalid="ignore"):
+        return (counts @ np.nan_to_num(values)) / (counts @ ~np.isnan(values))
 
 
 def sign_flip(differences: Sequence[float], *, seed: int = 0) -> tuple[float, str]:
