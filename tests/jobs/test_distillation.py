@@ -26,6 +26,7 @@ from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.distillation import distillation, short_spec
 from agentrft.jobs.project import Project
 from agentrft.jobs.retelling import Retelling
+from agentrft.jobs.trained import Trained, trained_spec
 from agentrft.rollout.dialogue import TokenSpeaker
 from agentrft.rollout.episode import run_episode
 from agentrft.rollout.harness import Conversation
@@ -66,6 +67,8 @@ def test_the_weights_learn_under_the_short_spec_what_was_done_under_the_long_one
     )
     short = short_spec(project)
     assert checkpoint.spec_hash == short.hash != project.spec.hash
+    weights = Trained(folder=Path(checkpoint.path), run=job.run, spec_hash=checkpoint.spec_hash)
+    assert trained_spec(job.home, weights) == short
     assert {r.graded.trajectory.spec_hash for r in job.read_all(RolloutRecord)} == {
         project.spec.hash
     }

@@ -26,9 +26,7 @@ def chat(
     ] = "",
     task: Annotated[
         str,
-        typer.Option(
-            help="Id of the row that the environment is made for; else the first held out."
-        ),
+        typer.Option(help="Id of the row that the environment is made for; else of the first row."),
     ] = "",
     config: ConfigOption = "agent.toml",
     *,
@@ -49,7 +47,7 @@ def chat(
             opened = replace(opened, project=replace(opened.project, spec=spec))
     _show(f"model   {weights or opened.project.config.agent_model}")
     _show(f"spec    {opened.project.spec.hash}")
-    _show(f"task    {row.id}" + ("" if task else " (the first held out; choose one with --task)"))
+    _show(f"task    {row.id}" + ("" if task else " (the first row; choose one with --task)"))
     asked = [message.content for message in row.messages if message.role == "user"]
     _show(f"        an empty line asks what the row asks: {asked[-1]}" if asked else "")
     _show(f"        {COMMANDS}")

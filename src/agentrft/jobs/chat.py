@@ -26,9 +26,9 @@ COMMANDS = "/reset begins anew, /tools lists the tools, /quit ends"
 def chosen_task(project: Project, task_id: str) -> Task:
     """Return the task of this id, or the first one that is held out. Raises UserError."""
     if not task_id:
-        return project.tasks("holdout")[0]
-    for split in ("holdout", "train", project.validation_rows):
-        for task in project.tasks(split):
+        return project.examples()[0]
+    for split in ("train", project.validation_rows):
+        for task in (*project.examples(), *project.tasks(split)):
             if task.id == task_id:
                 return task
     raise UserError(f"{project.folder}: no row of its data has the id {task_id!r}")
@@ -80,6 +80,8 @@ class Chat:
             self._show(f"agent> {turn.message.content}")
         for call in turn.message.tool_calls:
             self._show(f"  call   {call.name} {call.arguments}")
+        for failure in turn.parse_failures:
+            self._show(f"  call   {failure.raw}")
         for result in turn.tool_results:
             self._show(f"  result {seen(result)}")
 

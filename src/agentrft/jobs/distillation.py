@@ -20,6 +20,7 @@ from agentrft.jobs.project import SPEC_FOLDER, Project, plain_spec
 from agentrft.jobs.retelling import Retelling
 from agentrft.jobs.serving import DemonstrationRenderer, ServedModel
 from agentrft.jobs.supervised import fitting, imitate, imitated
+from agentrft.jobs.trials import keep_spec
 from agentrft.rollout.harness import Conversation
 from agentrft.store.spec_files import read_spec, write_spec
 from agentrft.training.credit import imitation
@@ -40,6 +41,7 @@ async def distillation(
     async with job.running():
         plain = plain_spec(project.folder, project.config)
         write_spec(job.folder / SPEC_FOLDER, short.spec, plain)
+        keep_spec(job.folder, short.spec)
         records = await own_rollouts(
             job,
             model,

@@ -10,10 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+from safetensors import SafetensorError
 
 from agentrft.core.config import EngineConfig
-from agentrft.core.errors import AgentRFTError, ConfigError, UserError
+from agentrft.core.errors import AgentRFTError, ConfigError, DataError, UserError
+from agentrft.core.job import FineTuningJob, ReinforcementMethod
 from agentrft.core.policy import Policy
 from agentrft.core.protocols import SampleRequest
 from agentrft.core.spec import AgentSpec
@@ -28,7 +31,14 @@ from agentrft.jobs.export_card import known_card
 from agentrft.jobs.project import Project, open_project
 from agentrft.jobs.publication import Publisher
 from agentrft.jobs.regrade import project_file
-from agentrft.jobs.trained import Trained, UnchangedError, base_model, find_trained, trained_spec
+from agentrft.jobs.trained import (
+    Trained,
+    UnchangedError,
+    base_model,
+    find_trained,
+    is_job,
+    trained_spec,
+)
 from agentrft.measure.model_card import Check, model_card
 from agentrft.rollout.harness import Harness
 from agentrft.store.home import Home
@@ -99,25 +109,12 @@ class _Source:
     renderer: ChatRenderer
     spec: AgentSpec | None
     project: Project | None
-
-    def prompts(self) -> list[tuple[int, ...]]:
-        """Return probe prompts: two of any agent, two of this one."""
-        found = [self.renderer.start(messages, tools) for messages, tools in _PROBES]
-        if self.project is not None:
-            harness = Harness(self.spec or self.project.spec)
-            tasks = self.project.tasks("holdout")[:2]
-            sessions = [harness.session(task, self.project.offered(task)) for task in tasks]
-            found += [self.renderer.start(session.prompt, session.tools) for session in sessions]
-        return found
-
-    def tools(self) -> tuple[ToolSpec, ...]:
-        """Return the agent's tools as its model knows them."""
-        if self.project is None:
-            return ()
-        task = self.project.tasks("holdout")[0]
-        return (
-            Harness(self.spec or self.project.spec).session(task, self.project.offered(task)).tools
-        )
+    agent: AgentSpec
+    """The spec, or as much of it as is known."""
+    prompts: tuple[tuple[int, ...], ...]
+    """Of the probes: two of any agent, two of this one."""
+    tools: tuple[ToolSpec, ...]
+    """The agent's, as its model knows them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,23 +138,39 @@ async def export(
     source = _source(home, name)
     _refuse(source, target, form)
     probes, identity = await _probed(source)
-    with _whole(target) as folder:
-        checks, notes = _write(source, folder, form, precision, probes)
+    stored = {"adapter": "float32", "merged": _stored(source.base.folder), "gguf": precision}[form]
+    with _whole(target, _needed_bytes(source, form)) as folder:
+        checks, notes = _write(source, folder, target.name, form, stored, probes)
         for check in checks:
             require(check)
-        _write_card(source, folder, target.name, form, checks, identity, notes)
+        _write_card(source, folder, target.name, form, stored, checks, identity, notes)
     return Exported(folder=target, checks=checks, identity=identity, notes=notes)
 
 
+def _needed_bytes(source: _Source, form: Format) -> int:
+    """Return what is on the disk at most while an export is written."""
+    if form == "adapter":
+        return sum(file.stat().st_size for file in source.trained.folder.iterdir())
+    # With GGUF also the file itself, and that read back in float32.
+    return source.base.size_bytes + (8 * source.base.parameters if form == "gguf" else 0)
+
+
 @contextmanager
-def _whole(target: Path) -> Iterator[Path]:
+def _whole(target: Path, needed_bytes: int) -> Iterator[Path]:
     """Give a folder beside the target that takes its place if nothing is raised, or goes."""
     partial = target.parent / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if (free := shutil.disk_usage(partial).free) < needed_bytes:
+            raise ExportError(
+                f"{target}: writing takes up to {needed_bytes >> 20} MiB, {free >> 20} MiB are "
+                "free; free some or give a folder on another disk with --to"
+            )
         yield partial
         partial.rename(target)
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{target} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -166,27 +179,51 @@ def _source(home: Home, name: str) -> _Source:
     trained = find_trained(home, name)
     base = base_model(home, trained)
     spec = trained_spec(home, trained)
-    project = None
-    if trained.run is not None:
+    renderer = load_renderer(base.folder)
+    prompts = [renderer.start(messages, tools) for messages, tools in _PROBES]
+    tools = dict[str, ToolSpec]()
+    project, agent = None, spec or AgentSpec()
+    if trained.run is not None and is_job(trained.run):
+        tools = _declared(home.queue.get(trained.run.id).job)
+    elif trained.run is not None:
         # A project that has moved costs tools and probes of its own, not the export.
-        with suppress(ConfigError):
+        with suppress(ConfigError, DataError):
             file = project_file(home.store, trained.run.id)
-            project = open_project(file.parent, config_file=file.name)
+            opened = open_project(file.parent, config_file=file.name)
+            agent = spec or opened.spec
+            harness = Harness(agent)
+            sessions = [harness.session(task, opened.offered(task)) for task in opened.examples()]
+            prompts += [renderer.start(one.prompt, one.tools) for one in sessions[:2]]
+            tools = {tool.name: tool for session in sessions for tool in session.tools}
+            project = opened
     return _Source(
         home=home,
         trained=trained,
         base=base,
         record=read_record(trained.folder),
-        renderer=load_renderer(base.folder),
+        renderer=renderer,
         spec=spec,
         project=project,
+        agent=agent,
+        prompts=tuple(prompts),
+        tools=tuple(tools.values()),
     )
+
+
+def _declared(job: FineTuningJob) -> dict[str, ToolSpec]:
+    """Return the tools that a job of the API describes itself; rows may describe others."""
+    declared = job.method.tools if isinstance(job.method, ReinforcementMethod) else ()
+    return {
+        one.name: ToolSpec(name=one.name, description=one.description, parameters=one.parameters)
+        for one in declared
+        if one.parameters
+    }
 
 
 def _refuse(source: _Source, target: Path, form: Format) -> None:
     from agentrft.training.change import changed
 
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise UserError(f"{target} exists already; give a new folder with --to")
     if form == "adapter" and source.record.kind != "lora":
         raise UserError(
@@ -202,10 +239,12 @@ async def _probed(source: _Source) -> tuple[list[_Probe], float | None]:
     from agentrft.inference.embedded.engine import EmbeddedEngine
 
     check_memory(source.base, "float32")
-    prompts = source.prompts()
-    longest = max(len(prompt) for prompt in prompts) + _CONTINUED
+    prompts = source.prompts
     weights = read_checkpoint(source.trained.folder, source.base.folder)
-    longest = max([longest, *(len(canary.token_ids) for canary in weights.canaries)])
+    longest = max(
+        max(len(prompt) for prompt in prompts) + _CONTINUED,
+        *(len(canary.token_ids) for canary in weights.canaries),
+    )
     engine = EmbeddedEngine(
         source.base.folder, EngineConfig(dtype="float32"), max_context_tokens=longest
     )
@@ -236,38 +275,43 @@ async def _probed(source: _Source) -> tuple[list[_Probe], float | None]:
 
 
 def _write(
-    source: _Source, folder: Path, form: Format, precision: Precision, probes: Sequence[_Probe]
+    source: _Source,
+    folder: Path,
+    name: str,
+    form: Format,
+    stored: str,
+    probes: Sequence[_Probe],
 ) -> tuple[tuple[Check, ...], tuple[str, ...]]:
     """Write the weights with tokenizer and chat template, and read them back."""
+    back = folder
     match form:
         case "adapter":
             _write_adapter(source, folder)
-            checks = [_read_back(probes, "PEFT", "float32", source.base.folder, adapter=folder)]
-            template_folder = folder
+            checks = [_read_back(probes, "PEFT", stored, source.base.folder, adapter=folder)]
         case "merged":
             _write_merged(source, folder)
-            checks = [_read_back(probes, "transformers", _stored(source.base.folder), folder)]
-            template_folder = folder
+            checks = [_read_back(probes, "transformers", stored, folder)]
         case "gguf":
             merged, back = folder / "merged", folder / "back"
             for made in (merged, back):
                 made.mkdir()
             _write_merged(source, merged)
             file = folder / "model.gguf"
-            write_gguf(merged, file, precision=precision, name=folder.name)
+            write_gguf(merged, file, precision=cast(Precision, stored), name=name)
+            for licence in merged.glob("LICENSE*"):
+                licence.rename(folder / licence.name)
             shutil.rmtree(merged)
             gguf.convert(file, back, progress=lambda share: None)
             checks = [
-                _read_back(probes, "transformers", precision, folder, gguf_file=file.name),
-                _read_back(probes, "agentrft", precision, back),
+                _read_back(probes, "transformers", stored, folder, gguf_file=file.name),
+                _read_back(probes, "agentrft", stored, back),
             ]
-            template_folder = back
-    notes = tuple(_notes(source, template_folder))
+    notes = tuple(_notes(source, back))
     if form == "gguf":
-        shutil.rmtree(folder / "back")
+        shutil.rmtree(back)
         _write_modelfile(source, folder)
-    if tools := source.tools():
-        wire = [_as_sent(tool) for tool in tools]
+    if source.tools:
+        wire = [_as_sent(tool) for tool in source.tools]
         (folder / "tools.json").write_text(json.dumps(wire, indent=1, ensure_ascii=False) + "\n")
     return tuple(checks), notes
 
@@ -285,7 +329,7 @@ def _as_sent(tool: ToolSpec) -> Mapping[str, Any]:
 
 
 def _write_adapter(source: _Source, folder: Path) -> None:
-    from agentrft.inference.embedded.merging import copy_beside
+    from agentrft.training.change import copy_beside
 
     checkpoint = source.trained.folder
     copy_beside(source.base.folder, folder)
@@ -299,7 +343,7 @@ def _write_adapter(source: _Source, folder: Path) -> None:
 
 
 def _write_merged(source: _Source, folder: Path) -> None:
-    from agentrft.inference.embedded.merging import write_merged
+    from agentrft.training.change import write_merged
 
     write_merged(source.trained.folder, source.base.folder, folder)
     _set_template(source, folder)
@@ -318,13 +362,13 @@ def _set_template(source: _Source, folder: Path) -> None:
 
 
 def _write_modelfile(source: _Source, folder: Path) -> None:
-    spec = source.spec or (source.project.spec if source.project else AgentSpec())
-    template = source.renderer.template
+    spec, template = source.agent, source.renderer.template
+    limit = spec.limits.max_context_tokens
     text = modelfile(
         template=chat_template(template, "gotmpl") if template else None,
         system=spec.system,
         decoding=spec.decoding,
-        context_tokens=spec.limits.max_context_tokens,
+        context_tokens=min(limit, source.base.context_length or limit),
         stop=tuple(source.renderer.decode([token]) for token in source.renderer.stop_token_ids),
     )
     (folder / "Modelfile").write_text(text, encoding="utf-8")
@@ -392,6 +436,8 @@ def _notes(source: _Source, folder: Path) -> list[str]:
             "The chat template is the base model's own; it writes conversations with tools "
             "otherwise than this model was trained with, so other programs may see worse results."
         )
+    if source.trained.run is not None and is_job(source.trained.run):
+        return notes  # there a model is told what each request says
     if source.spec is None:
         notes.append("The spec of the run was not kept, so it does not lie beside the weights.")
     if source.project is None:
@@ -404,6 +450,7 @@ def _write_card(
     folder: Path,
     name: str,
     form: Format,
+    stored: str,
     checks: tuple[Check, ...],
     identity: float | None,
     notes: tuple[str, ...],
@@ -417,8 +464,10 @@ def _write_card(
         source.base,
         name=name,
         form=form,
+        stored=stored,
+        beside=frozenset(file.name for file in folder.iterdir()),
         project=source.project,
-        spec=source.spec,
+        spec_hash=source.spec.hash if source.spec else source.trained.spec_hash,
         checks=checks,
         identity=identity,
         notes=notes,

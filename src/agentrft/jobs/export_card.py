@@ -3,18 +3,20 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from agentrft.core.job import ReinforcementMethod
-from agentrft.core.run import TRAINING, Event, Method, Run, RunStatus
-from agentrft.core.spec import AgentSpec
+from agentrft.core.policy import Checkpoint
+from agentrft.core.run import Event, Method, Run, RunStatus
 from agentrft.inference.cache import file_sha256
 from agentrft.inference.models import ModelFiles
 from agentrft.jobs.audit import caveats
+from agentrft.jobs.holdout import runs_beside
 from agentrft.jobs.optimize import opened_run
 from agentrft.jobs.project import Project
 from agentrft.jobs.provenance import FILES, file_hashes
-from agentrft.jobs.trained import Trained
+from agentrft.jobs.trained import Trained, is_job
 from agentrft.measure.model_card import Check, ModelCard
 from agentrft.measure.monitors import alarms_of
 from agentrft.store.home import Home
@@ -32,8 +34,10 @@ def known_card(
     *,
     name: str,
     form: str,
+    stored: str,
+    beside: frozenset[str],
     project: Project | None,
-    spec: AgentSpec | None,
+    spec_hash: str,
     checks: Sequence[Check],
     identity: float | None,
     notes: Sequence[str],
@@ -44,6 +48,8 @@ def known_card(
     return ModelCard(
         name=name,
         format=form,
+        stored=stored,
+        beside=beside,
         base=base.name,
         base_files={
             path.name: file_sha256(path)
@@ -53,13 +59,12 @@ def known_card(
             )
         },
         license=base.license,
-        methods={one.method: _settings(home, one) for one in _trainings(home, run)},
+        methods=[_settings(home, one) for one in _trainings(home, trained.folder)],
         run_id=run.id if run else "",
         seed=record.seed,
         steps=record.steps_done,
         files=files,
-        spec_hash=spec.hash if spec else trained.spec_hash,
-        spec_kept=spec is not None,
+        spec_hash=spec_hash,
         grader=_grader(home, run),
         stages=list(_stages(home, trained)),
         identity=identity,
@@ -67,8 +72,8 @@ def known_card(
         versions={
             lib: version(lib) for lib in ("agentrft", "torch", "transformers", "peft", "gguf")
         },
-        tools=project is not None,
-        caveats=(*_caveats(home, run), *notes, *([] if noted or not files else [_LATE])),
+        metrics=_metrics(home, trained.folder),
+        caveats=(*_caveats(home, trained), *notes, *([] if noted or not files else [_LATE])),
     )
 
 
@@ -78,23 +83,36 @@ _LATE = (
 )
 
 
-def _trainings(home: Home, run: Run | None) -> list[Run]:
-    """Return the runs that changed the weights, in their order."""
-    if run is None or run.method in TRAINING:
-        return [run] if run else []
-    children = [
-        one for one in home.store.runs(project=run.project).items if one.parent_id == run.id
-    ]
-    trained = [
-        one for one in children if one.method in TRAINING and one.status is RunStatus.SUCCEEDED
-    ]
-    return sorted(trained, key=lambda one: one.created_at)
+def _trainings(home: Home, folder: Path) -> list[Run]:
+    """Return the runs that led to the weights of a checkpoint folder, in their order."""
+    run = home.store.find_run(folder.parent.parent.name)
+    if run is None:
+        return []
+    start = run.result.get("start")
+    return [*(_trainings(home, Path(start)) if start else ()), run]
 
 
-def _settings(home: Home, run: Run) -> Mapping[str, Any]:
-    if run.id.startswith("ftjob-"):
-        return home.queue.get(run.id).job.hyperparameters
-    return run.config.get("methods", {}).get(str(run.method), {})
+def _settings(home: Home, run: Run) -> tuple[str, Mapping[str, Any]]:
+    """Return a run's method with its settings, those aside that its loss does not read."""
+    if is_job(run):
+        return run.method, home.queue.get(run.id).job.hyperparameters
+    unread = {
+        Method.REINFORCEMENT: ("preference",),
+        Method.PREFERENCE: ("loss",),
+    }.get(run.method, ("loss", "preference", "reference"))
+    return run.method, _without(run.config.get("methods", {}).get(str(run.method), {}), unread)
+
+
+def _without(settings: Mapping[str, Any], unread: Sequence[str]) -> Mapping[str, Any]:
+    """Leave settings of trainers out, however deep."""
+    return {
+        key: {name: one for name, one in value.items() if name not in unread}
+        if key == "trainer"
+        else _without(value, unread)
+        if isinstance(value, dict)
+        else value
+        for key, value in settings.items()
+    }
 
 
 def _files(
@@ -103,7 +121,7 @@ def _files(
     """Return names and hashes of a run's files, and whether they were noted when it began."""
     if run is None:
         return {}, False
-    if run.id.startswith("ftjob-"):
+    if is_job(run):
         job = home.queue.get(run.id).job
         named = {"training_file": job.training_file, "validation_file": job.validation_file}
         found = {what: home.files.get(job.project, file) for what, file in named.items() if file}
@@ -116,13 +134,21 @@ def _files(
     return (file_hashes(project) if project else {}), False
 
 
-def _grader(home: Home, run: Run | None) -> Mapping[str, Any]:
+def _grader(home: Home, run: Run | None) -> Mapping[str, Any] | None:
+    """Return what graded; empty for the environment's own `grade`, None if nothing is known of it."""
     if run is None:
-        return {}
-    if run.id.startswith("ftjob-"):
+        return None
+    if is_job(run):
         method = home.queue.get(run.id).job.method
-        return method.grader if isinstance(method, ReinforcementMethod) else {}
+        return method.grader if isinstance(method, ReinforcementMethod) else None
     return run.config.get("grader", {})
+
+
+def _metrics(home: Home, folder: Path) -> Mapping[str, float]:
+    """Return what training noted beside the weights."""
+    run = home.store.find_run(folder.parent.parent.name)
+    rows = opened_run(home, run.id).read_all(Checkpoint) if run else ()
+    return next((row.metrics for row in rows if Path(row.path) == folder), {})
 
 
 def _stages(home: Home, trained: Trained) -> Iterator[Mapping[str, Any]]:
@@ -131,8 +157,9 @@ def _stages(home: Home, trained: Trained) -> Iterator[Mapping[str, Any]]:
     if run is None:
         return
     yield from _report(home, run.id.partition(".")[0])
-    for one in home.store.runs(project=run.project).items:
-        if one.method is Method.EVALUATION and one.result.get(CHECKPOINT) == str(trained.folder):
+    for one in runs_beside(opened_run(home, run.id)):
+        measured = one.result.get(CHECKPOINT) if one.method is Method.EVALUATION else ""
+        if measured and Path(measured).resolve() == trained.folder.resolve():
             yield from _report(home, one.id)
 
 
@@ -142,11 +169,15 @@ def _report(home: Home, run_id: str) -> Iterator[Mapping[str, Any]]:
         yield from json.loads(path.read_text(encoding="utf-8"))["stages"]
 
 
-def _caveats(home: Home, run: Run | None) -> Iterator[str]:
-    if run is None:
+def _caveats(home: Home, trained: Trained) -> Iterator[str]:
+    if trained.run is None:
         yield "No run of this home folder wrote these weights: what they were trained on is unknown."
         return
-    yield from caveats(opened_run(home, run.id))
-    for training in _trainings(home, run):
-        for alarm in alarms_of(opened_run(home, training.id).read_all(Event)):
+    runs = {run.id: run for run in (trained.run, *_trainings(home, trained.folder))}
+    for run in runs.values():
+        job = opened_run(home, run.id)
+        yield from caveats(job)
+        if run.status is not RunStatus.SUCCEEDED:
+            yield f"Run `{run.id}` was {run.status} when this was exported."
+        for alarm in alarms_of(job.read_all(Event)):
             yield f"Monitor `{alarm.monitor}` at step {alarm.step}: {alarm.message}"

@@ -60,6 +60,11 @@ class Project:
         name = {"train": files.train, "validation": files.validation, "holdout": files.holdout}
         return read_tasks(self.folder / name[split], numbered=self.numbered_rows)
 
+    def examples(self) -> tuple[Task, ...]:
+        """Read the held-out rows, or those of training if the project has none. Raises DataError."""
+        file = self.folder / self.config.data.holdout
+        return self.tasks("holdout" if file.is_file() else "train")
+
     @property
     def validation_rows(self) -> Split:
         """The split that validation looks at: without a file of its own it is the train rows."""

@@ -8,13 +8,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 _SECRET = ("headers", "api_key", "key", "token", "secret", "password", "authorization")
 """Keys whose values no card shows."""
 _ONE_AGENT = (
-    "It was trained for one agent with its own tools, system text and grader; the numbers above say "
-    "nothing of other uses."
+    "It was trained for one agent with its own tools, system text and grader; nothing here says what "
+    "it is worth elsewhere."
 )
+_ENVIRONMENT = "the environment's own `grade`"
 _LEFT_OUT = (
     "Guards, tool limits and output rendering of the spec act in `agentrft`; other programs that run "
     "this model leave them out."
@@ -40,29 +42,33 @@ class ModelCard:
 
     name: str
     format: str
+    stored: str
+    """Number format of the weights."""
+    beside: frozenset[str]
+    """Names of the files and folders beside the card."""
     base: str
     base_files: Mapping[str, str]
     """sha256 of the base model's config and weights by file name."""
     license: str
-    methods: Mapping[str, Mapping[str, Any]]
-    """Settings of each method that changed the weights, in their order."""
+    methods: Sequence[tuple[str, Mapping[str, Any]]]
+    """Each training that led to the weights, in their order: its method and settings."""
     run_id: str
     seed: int | None
     steps: int
+    """Of the last training."""
+    metrics: Mapping[str, float]
+    """What that noted beside the weights."""
     files: Mapping[str, Mapping[str, str]]
     """Name and sha256 of what it was trained and measured on, by what it is."""
     spec_hash: str
-    spec_kept: bool
-    """Whether the spec lies beside the card."""
-    grader: Mapping[str, Any]
+    grader: Mapping[str, Any] | None
+    """Empty for the environment's own `grade`, None if none is known."""
     stages: Sequence[Mapping[str, Any]]
     """As in `report.json`."""
     identity: float | None
     """Mean difference of likely canary tokens to the trainer's own numbers, in nats."""
     checks: Sequence[Check]
     versions: Mapping[str, str]
-    tools: bool
-    """Whether the agent's tools lie beside the card."""
     caveats: Sequence[str]
 
 
@@ -88,7 +94,7 @@ def _front_matter(card: ModelCard) -> str:
         "base_model": card.base,
         "library_name": library,
         "pipeline_tag": "text-generation",
-        "tags": ["agentrft", "tool-use", *card.methods],
+        "tags": list(dict.fromkeys(["agentrft", "tool-use", *(name for name, _ in card.methods)])),
     }
     if card.license and " " not in card.license:
         fields["license"] = card.license.lower()
@@ -98,11 +104,16 @@ def _front_matter(card: ModelCard) -> str:
 
 
 def _summary(card: ModelCard) -> str:
-    methods = " and then ".join(card.methods) or "an unknown method"
+    methods = " and then ".join(f"{name} training" for name, _ in card.methods)
     return (
-        f"`{card.base}` after {methods}, {card.steps} optimizer steps, as {card.format}. "
-        f"Run `{card.run_id or 'unknown'}`."
+        f"The weights of `{card.base}` after {methods or 'training of an unknown kind'} "
+        f"({_count(card.steps, 'optimizer step')} in the last run, `{card.run_id or 'unknown'}`). "
+        f"Format: {card.format}, in {card.stored}."
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _usage(card: ModelCard) -> str:
@@ -111,6 +122,7 @@ def _usage(card: ModelCard) -> str:
         case "adapter":
             parts.append(
                 _python(
+                    card,
                     "from peft import PeftModel",
                     f'base = AutoModelForCausalLM.from_pretrained("{card.base}")'
                     "  # or the folder it lies in",
@@ -118,14 +130,21 @@ def _usage(card: ModelCard) -> str:
                 )
             )
         case "merged":
-            parts.append(_python('model = AutoModelForCausalLM.from_pretrained(".")'))
+            parts.append(_python(card, 'model = AutoModelForCausalLM.from_pretrained(".")'))
         case _:
             parts.append(
                 "```sh\nollama create my-agent -f Modelfile\nollama run my-agent\n```\n\nor with "
                 "llama.cpp: `llama-server -m model.gguf --jinja`."
             )
-    if card.tools:
-        parts.append("`tools.json` holds the tools as this model knows them; pass them along.")
+    if "tools.json" in card.beside:
+        parts.append(
+            "`tools.json` holds the tools as this model knows them; pass them with each request."
+        )
+    if "spec" in card.beside:
+        parts.append(
+            "`spec/` holds what it was told. The files of `spec/system/`, in order, are its system "
+            f"message{'; the Modelfile has it' if 'Modelfile' in card.beside else ''}."
+        )
     if card.run_id:
         parts.append(
             "With the agent's real tools, in a terminal:\n\n"
@@ -134,14 +153,21 @@ def _usage(card: ModelCard) -> str:
     return "\n\n".join(parts)
 
 
-def _python(*lines: str) -> str:
+def _python(card: ModelCard, *lines: str) -> str:
+    tools = 'json.load(open("tools.json"))' if "tools.json" in card.beside else "[]"
     code = (
+        "import json",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         *lines,
         'tokenizer = AutoTokenizer.from_pretrained(".")',
+        f"tools = {tools}",
+        'messages = [{"role": "user", "content": "..."}]',
         "prompt = tokenizer.apply_chat_template(",
-        '    messages, tools=tools, add_generation_prompt=True, return_tensors="pt"',
+        "    messages, tools=tools, add_generation_prompt=True,",
+        '    return_dict=True, return_tensors="pt",',
         ")",
+        "output = model.generate(**prompt, max_new_tokens=64)",
+        'print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :]))',
     )
     return "\n".join(("```python", *code, "```"))
 
@@ -160,7 +186,9 @@ def _measured(card: ModelCard) -> str:
         if stage.get("measured")
     ]
     if not rows:
-        return "Not measured."
+        return (
+            "Not measured on held-out tasks; `agentrft evaluate PROJECT --checkpoint ...` does it."
+        )
     heads = ("stage", "tasks", "pass@1", "score", "tool calls", "sampled tokens")
     return "Held-out tasks; in brackets 95 % intervals.\n\n" + _table(heads, rows)
 
@@ -171,23 +199,28 @@ def _provenance(card: ModelCard) -> str:
         *((f"{what}: {file['name']}", f"`{file['sha256']}`") for what, file in card.files.items()),
     ]
     if card.spec_hash:
-        where = "in `spec/`" if card.spec_kept else "not kept"
+        where = "in `spec/`" if "spec" in card.beside else "not kept"
         rows.append((f"spec ({where})", f"`{card.spec_hash}`"))
-    shown = cast(dict[str, Any], without_secrets(card.grader))
-    text = "The environment's own `grade`." if not shown else f"```json\n{_json(shown)}\n```"
-    if shown:
-        rows.append(("grader", f"`{hashlib.sha256(_json(shown).encode()).hexdigest()}`"))
-    return f"{_table(('what', 'sha256 or hash'), rows)}\n\nGrader:\n\n{text}"
+    parts = ["Every file of the project, whether or not the training read it."]
+    if card.grader:
+        shown = _json(without_secrets(card.grader))
+        rows.append(("grader", f"`{hashlib.sha256(shown.encode()).hexdigest()}`"))
+        grader = f"Grader:\n\n```json\n{shown}\n```"
+    else:
+        grader = f"Grader: {'none' if card.grader is None else _ENVIRONMENT}."
+    return "\n\n".join((*parts, _table(("what", "sha256, or hash of the spec"), rows), grader))
 
 
 def _training(card: ModelCard) -> str:
     seed = "unknown" if card.seed is None else str(card.seed)
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
-    settings = "\n\n".join(
-        f"{name}:\n\n```\n{chr(10).join(_flat(values))}\n```"
-        for name, values in card.methods.items()
-    )
-    return f"Seed {seed}. Exported with {versions}.\n\n{settings}".rstrip()
+    parts = [f"Seed {seed}. Exported with {versions}."]
+    if card.metrics:
+        noted = ", ".join(f"{name} {value:.4g}" for name, value in sorted(card.metrics.items()))
+        parts.append(f"Noted beside these weights: {noted}.")
+    for name, values in card.methods:
+        parts.append(f"Settings of {name}:\n\n```\n{chr(10).join(_flat(values))}\n```")
+    return "\n\n".join(parts)
 
 
 def _checks(card: ModelCard) -> str:
@@ -221,7 +254,11 @@ def _limits(card: ModelCard) -> str:
 
 
 def without_secrets(value: object) -> object:
-    """Return JSON with what may be secret hidden."""
+    """Return JSON with what may be secret hidden: values of headers and keys, and parts of URLs."""
+    if isinstance(value, str) and value.startswith(("http://", "https://")):
+        url = urlsplit(value)
+        netloc = url.netloc.rpartition("@")[2]
+        return url._replace(netloc=netloc, query=url.query and "(hidden)", fragment="").geturl()
     if isinstance(value, Mapping):
         mapping = cast(Mapping[str, object], value)
         return {

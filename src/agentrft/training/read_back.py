@@ -3,6 +3,7 @@
 Float32 whatever the file holds, so that what differs is the export and not the arithmetic.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,9 @@ def read_model(
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of transformers
+            model = PeftModel.from_pretrained(model, adapter)
     model.eval()
     return [_read(model(torch.tensor([list(ids)])).logits[0], ids) for ids in sequences]
 
