@@ -126,9 +126,16 @@ def test_a_system_file_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_adapters_that_do_not_match_are_refused_before_any_work(tmp_path: Path) -> None:
     folder = a_project(tmp_path / "p")
     config = folder / "agent.toml"
-    config.write_text(config.read_text() + "[methods.reinforcement.trainer.adapter]\nrank = 4\n")
-    with pytest.raises(ConfigError, match=r"adapter differ|adapter .*differ"):
-        open_project(folder)
+    plain = config.read_text()
+    names = ("supervised", "rejection.supervised", "distillation.supervised", "preference")
+    tables = {name: f"[methods.{name}.trainer.adapter]\nrank = 4\n" for name in names}
+    every = plain + "".join(tables.values()) + "[methods.reinforcement.trainer.adapter]\nrank = 4\n"
+    config.write_text(every)
+    open_project(folder)
+    for name, table in tables.items():
+        config.write_text(every.replace(table, ""))
+        with pytest.raises(ConfigError, match=rf"methods\.{name}\.trainer\.adapter and .*differ"):
+            open_project(folder)
 
 
 def test_an_unknown_grader_type_lists_what_there_is(tmp_path: Path) -> None:

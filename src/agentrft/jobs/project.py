@@ -124,11 +124,17 @@ def read_config(folder: Path, config_file: str = "agent.toml", preset: str = "")
         )
     config = load_project_config(path, preset or None)
     methods = config.methods
-    if methods.supervised.trainer.adapter != methods.reinforcement.trainer.adapter:
-        raise ConfigError(
-            f"{path}: methods.supervised.trainer.adapter and methods.reinforcement.trainer.adapter "
-            "differ; reinforcement goes on with the warm start's adapter, so make them equal"
-        )
+    for name, trainer in (
+        ("supervised", methods.supervised.trainer),
+        ("rejection.supervised", methods.rejection.supervised.trainer),
+        ("distillation.supervised", methods.distillation.supervised.trainer),
+        ("preference", methods.preference.trainer),
+    ):
+        if trainer.adapter != methods.reinforcement.trainer.adapter:
+            raise ConfigError(
+                f"{path}: methods.{name}.trainer.adapter and methods.reinforcement.trainer.adapter "
+                "differ; each method goes on with the adapter of the one before, so make all equal"
+            )
     for name, method in (
         ("supervised", methods.supervised),
         ("rejection", methods.rejection),
