@@ -3,12 +3,15 @@
 import asyncio
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from builders import a_job
+from tuning import SUPERVISED, FakeModel, a_home, finished, submitted
 
 from agentrft.core.config import Methods
 from agentrft.core.errors import UserError
@@ -16,7 +19,8 @@ from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RunStatus
 from agentrft.core.training_config import Adapter, Optimizer, SupervisedConfig, TrainerConfig
 from agentrft.jobs.export import Exported, ExportError, Format, export, require
-from agentrft.jobs.project import open_project
+from agentrft.jobs.project import Project, open_project
+from agentrft.jobs.serving import ServedModel, served_model
 from agentrft.jobs.starter import write_starter
 from agentrft.jobs.trained import UnchangedError, find_trained
 from agentrft.jobs.training_stage import train
@@ -154,3 +158,30 @@ def test_a_training_that_left_the_weights_alone_has_failed(tmp_path: Path) -> No
     kept = job.home.store.run("run-1")
     assert kept.status is RunStatus.FAILED
     assert "equal those of the base model" in (kept.error or "")
+
+
+class RealModel(FakeModel):
+    """Opens the weights that a job names."""
+
+    @contextmanager
+    def __call__(self, project: Project, home: Home, *, trained: bool) -> Iterator[ServedModel]:
+        with served_model(project, home, trained=trained) as model:
+            yield model
+
+
+def test_a_model_of_the_api_is_exported_by_its_name(tmp_path: Path) -> None:
+    home, base = a_home(tmp_path / "home"), _inference._write_chat_model(tmp_path / "base")
+    fast = replace(SUPERVISED, learning_rate_multiplier=10.0)
+    submitted(home, fast, base=str(base))
+    name = finished(home, RealModel()).job.fine_tuned_model
+    assert name == "ft:base:agentrft::1"
+    to = tmp_path / "out"
+    done = asyncio.run(export(home, name, to, "gguf"))
+    assert done.notes == ()  # each request says what such a model is told
+    assert {file.name for file in to.iterdir()} == {"model.gguf", "Modelfile", "README.md"}
+    card = (to / "README.md").read_text()
+    assert "after supervised training (6 optimizer steps in the last run, `ftjob-1`)" in card
+    assert "n_epochs = 2" in card
+    assert "Grader: none." in card
+    job = home.queue.get("ftjob-1").job
+    assert f"`{home.files.get(job.project, job.training_file).sha256}`" in card

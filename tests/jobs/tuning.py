@@ -188,6 +188,7 @@ def submitted(
     rows: Sequence[Mapping[str, Any]] | None = None,
     validation: Sequence[Mapping[str, Any]] | None = None,
     job_id: str = "ftjob-1",
+    base: str = "smollm2-135m",
     secrets: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> FineTuningJob:
@@ -205,8 +206,8 @@ def submitted(
         FineTuningJob(
             id=job_id,
             project=PROJECT,
-            model="smollm2-135m",
-            base="smollm2-135m",
+            model=base,
+            base=base,
             method=method,
             training_file=stored(home, rows),
             validation_file=stored(home, validation) if validation else None,
