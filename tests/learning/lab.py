@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from recipes import Recipe
 from symbol_chat import SymbolChat
 from tiny_training import config, tiny_model
 from toys import Problem, Toy, ToyGrader
@@ -15,6 +16,7 @@ from toys import Problem, Toy, ToyGrader
 from agentrft.core.config import EngineConfig, EvaluationConfig, Methods, ProjectConfig
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RolloutRecord
+from agentrft.core.seeds import derive_seed
 from agentrft.core.spec import AgentSpec
 from agentrft.core.training_config import Optimizer
 from agentrft.graders.reward_terms import with_terms
@@ -27,6 +29,7 @@ from agentrft.jobs.project import Project
 from agentrft.jobs.reinforcement import reinforce, serving
 from agentrft.jobs.rejection import rejection
 from agentrft.jobs.serving import OpenWeights, first_step
+from agentrft.jobs.trained import NothingLearnedError
 from agentrft.jobs.validation import TaskSets
 from agentrft.store.home import Home
 from agentrft.training.checkpoint import verify_checkpoint
@@ -118,9 +121,6 @@ def a_job(folder: Path, method: Method, seed: int) -> Job:
     )
 
 
-Train = Callable[[Job, OpenWeights], Awaitable[Checkpoint]]
-
-
 async def reinforced(job: Job, model: OpenWeights, *, concurrency: int = 64) -> Checkpoint:
     """Reinforce the warm model as its project says."""
     settings = model.project.config.methods.reinforcement
@@ -155,32 +155,43 @@ class Outcome:
         return optimal_share(self.records)
 
 
-def learned(
-    problem: Problem, method: Method, methods: Methods, folder: Path, seed: int, warm: Path
-) -> Outcome:
-    """Train the warm model with one method and measure it."""
-    trains: dict[Method, Train] = {
-        Method.REINFORCEMENT: reinforced,
-        Method.REJECTION: partial(rejection, start=None),
-        Method.PREFERENCE: partial(preference, start=None),
-    }
+def learned(recipe: Recipe, problem: Problem, folder: Path, seed: int, warm: Path) -> Outcome:
+    """Train the warm model as the recipe says and measure it."""
+
+    async def trained(job: Job, model: OpenWeights, start: Path | None) -> Checkpoint:
+        match recipe.method:
+            case Method.REJECTION:
+                return await rejection(job, model, start)
+            case Method.PREFERENCE:
+                return await preference(job, model, start)
+            case _:
+                return await reinforced(job, model)
 
     async def main(model: OpenWeights) -> Outcome:
-        job = a_job(folder, method, seed)
-        checkpoint = await trains[method](job, model)
-        train = job.read_all(RolloutRecord)
-        after = await measured(job, model, Path(checkpoint.path))
+        start: Path | None = None
+        train: list[RolloutRecord] = []
+        share = 0.0
+        for number in range(recipe.rounds):
+            job = a_job(folder / str(number), recipe.method, derive_seed(seed, number))
+            try:
+                start = Path((await trained(job, model, start)).path)
+            except NothingLearnedError:  # all succeed, so that nothing is left to prefer
+                break
+            finally:
+                train += job.read_all(RolloutRecord)
+            share = optimal_share(await measured(job, model, start))
+            if share >= OPTIMAL:
+                break
+        job = a_job(folder / "after", Method.EVALUATION, seed)
+        by_step = recipe.method is Method.REINFORCEMENT
+        by_round = len(train) if share >= OPTIMAL else None
         return Outcome(
-            records=after,
+            records=await measured(job, model, start),
             rollouts=len(train),
-            samples=samples_to_optimum(train)
-            if method is Method.REINFORCEMENT
-            else len(train)
-            if optimal_share(after) >= OPTIMAL
-            else None,
+            samples=samples_to_optimum(train) if by_step else by_round,
         )
 
-    with served(problem, warm, folder, methods) as model:
+    with served(problem, warm, folder, recipe.methods) as model:
         return asyncio.run(main(model))
 
 

@@ -16,8 +16,8 @@ from agentrft.core.run import RolloutRecord
 SEEDS = range(5)
 SHARE = 0.85
 """Least share of rollouts after training that do the best there is, of 64."""
-MOVED = 0.25
-"""Most that luck may add to the share of any tool, over the seeds on average."""
+MOVED, MOVED_ONCE = 0.15, 0.4
+"""Most that luck may add to the share of any tool: over the seeds on average, and with one seed."""
 
 Warm = Callable[[Problem, int], Path]
 
@@ -37,24 +37,16 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Warm:
 
 
 def run(warm: Warm, recipe: str, problem: Problem, folder: Path, seed: int) -> Outcome:
-    settings = RECIPES[recipe]
-    return learned(problem, settings.method, settings.methods, folder, seed, warm(problem, seed))
+    return learned(RECIPES[recipe], problem, folder, seed, warm(problem, seed))
 
 
 @pytest.mark.parametrize(
-    ("recipe", "problem"),
-    [
-        ("centred, clip, turn credit", CHAIN),
-        ("DPO, mined pairs", CHAIN),
-        ("centred, clip, curriculum, 3 rounds", BUDGET),
-        ("rejection-sampled SFT", BUDGET),
-    ],
-    ids=["turn credit", "DPO", "curriculum and rounds", "rejection"],
+    "recipe", ["centred, clip, turn credit", "rejection-sampled SFT", "DPO, mined pairs"]
 )
-def test_a_method_finds_the_best_policy(
-    warm: Warm, tmp_path: Path, recipe: str, problem: Problem
+def test_a_method_finds_the_best_policy_of_the_chain(
+    warm: Warm, tmp_path: Path, recipe: str
 ) -> None:
-    found = run(warm, recipe, problem, tmp_path / "run", 0)
+    found = run(warm, recipe, CHAIN, tmp_path, 0)
     assert found.share >= SHARE
     assert found.samples is not None
     assert found.samples <= MOST_SAMPLES
@@ -85,7 +77,9 @@ def test_every_method_finds_the_best_policy_on_five_seeds(
         ]
         sys.stdout.write(f"\n| {problem.name} | {recipe} | {line(found)} |\n")
         assert min(one.share for one in found) >= SHARE, (problem.name, recipe)
-        assert all(one.samples is not None for one in found), (problem.name, recipe)
+        samples = [one.samples for one in found if one.samples is not None]
+        assert len(samples) == len(found), (problem.name, recipe)
+        assert max(samples) <= MOST_SAMPLES, (problem.name, recipe)
 
 
 def line(found: Sequence[Outcome]) -> str:
@@ -109,6 +103,7 @@ def test_luck_moves_the_policy_toward_no_tool(warm: Warm, tmp_path: Path) -> Non
             moves[colour].append(tool_share(after, colour) - tool_share(before, colour))
     sys.stdout.write(f"\n{ {c: [round(m, 2) for m in found] for c, found in moves.items()} }\n")
     assert max(statistics.fmean(found) for found in moves.values()) <= MOVED
+    assert max(max(found) for found in moves.values()) <= MOVED_ONCE
 
 
 def tool_share(records: Sequence[RolloutRecord], tool: str) -> float:
