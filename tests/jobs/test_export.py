@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -92,6 +93,42 @@ def test_an_adapter_names_its_base_and_holds_no_config_of_a_whole_model(tmp_path
     settings = json.loads((to / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "base"
     assert not (to / "config.json").exists()
+
+
+def test_the_card_tells_what_was_measured_on_held_out_tasks_and_of_no_others(
+    tmp_path: Path,
+) -> None:
+    home, to = a_trained_run(tmp_path), tmp_path / "out"
+    weights = str(find_trained(home, "run-1").folder)
+    figures = dict.fromkeys(("value", "low", "high"), 0.5)
+    counted = ("pass_at_1", "score", "tool_calls", "sampled_tokens")
+    for split in ("holdout", "train"):
+        job = a_job(tmp_path / "home", Method.EVALUATION, run_id=f"run-{split}")
+        job.note_result(split=split, checkpoint=weights)
+        measured = {"tasks": 4, **dict.fromkeys(counted, figures)}
+        (job.folder / "report").mkdir()
+        report = json.dumps({"stages": [{"name": f"on {split}", "measured": measured}]})
+        (job.folder / "report" / "report.json").write_text(report)
+    exported(home, to, "adapter")
+    card = (to / "README.md").read_text()
+    assert "| on holdout | 4 | 50.0 % [50.0, 50.0] |" in card
+    assert "on train" not in card
+
+
+def test_a_training_that_went_on_from_another_names_both(tmp_path: Path) -> None:
+    home, to = a_trained_run(tmp_path), tmp_path / "out"
+    first = find_trained(home, "run-1").folder
+    config = {"methods": {"rejection": {"samples": 3}}, "model": str(tmp_path / "base")}
+    job = a_job(tmp_path / "home", Method.REJECTION, run_id="run-2", config=config)
+    job.note_result(start=str(first))
+    weights = home.checkpoints("run-2") / "step-000003"
+    shutil.copytree(first, weights)
+    job.append([Checkpoint(run_id="run-2", step=3, path=str(weights), policy_version=3)])
+    asyncio.run(export(home, "run-2", to, "adapter"))
+    card = (to / "README.md").read_text()
+    assert "after supervised training and then rejection training" in card
+    assert "samples = 3" in card
+    assert "- Run `run-2` was queued when this was exported." in card
 
 
 def test_weights_that_training_left_alone_are_not_exported(tmp_path: Path) -> None:

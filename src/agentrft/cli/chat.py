@@ -62,11 +62,10 @@ async def _talk(opened: Opened, task: "Task", weights: Path | None) -> None:
     async def read() -> str | None:
         return await in_thread(_line, name="terminal")
 
-    project, trained = opened.project, weights is not None
     try:
-        with served_model(project, opened.home, trained=trained) as model:
-            setup = await chat_setup(model, weights)
-            await Chat(setup, project, task, read=read, show=_show).run()
+        with served_model(opened.project, opened.home, trained=False) as model:
+            setup = await chat_setup(model, opened.home, weights)
+            await Chat(setup, opened.project, task, read=read, show=_show).run()
     finally:
         await opened.grading.close()
 

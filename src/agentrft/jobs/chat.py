@@ -9,13 +9,14 @@ from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Message, Task
 from agentrft.core.trajectory import Turn
 from agentrft.graders.fixed import FixedGrader
+from agentrft.inference.models import resolve
 from agentrft.jobs.project import Project
 from agentrft.jobs.publication import Publisher
-from agentrft.jobs.reinforcement import published
 from agentrft.jobs.serving import ServedModel
 from agentrft.rollout.episode import RolloutSetup, run_episode
 from agentrft.rollout.guards import seen
 from agentrft.rollout.harness import Harness
+from agentrft.store.home import Home
 
 Read = Callable[[], Awaitable[str | None]]
 """Read the user's next line; None at the end."""
@@ -34,15 +35,18 @@ def chosen_task(project: Project, task_id: str) -> Task:
     raise UserError(f"{project.folder}: no row of its data has the id {task_id!r}")
 
 
-async def chat_setup(model: ServedModel, checkpoint: Path | None) -> RolloutSetup:
+async def chat_setup(model: ServedModel, home: Home, checkpoint: Path | None) -> RolloutSetup:
     """Return rollouts that nobody grades, with a checkpoint's weights once these are proven."""
     setup = replace(model.setup(), grader=FixedGrader(lambda task, trajectory: 0.0))
     if checkpoint is None:
         return setup
-    config = model.project.config.methods.reinforcement
-    trainer = model.trainer(config.trainer, "policy_gradient", seed=0, start=checkpoint)
-    publisher = Publisher(model.sampler, bound=config.identity_bound)
-    return (await published(setup, publisher, trainer))[0]
+    from agentrft.inference.embedded.checkpoint import read_checkpoint
+
+    config = model.project.config
+    publisher = Publisher(model.sampler, bound=config.methods.reinforcement.identity_bound)
+    weights = read_checkpoint(checkpoint, resolve(config.model, cache=home.models).folder)
+    policy, _ = await publisher.load(weights, setup.policy)
+    return replace(setup, policy=policy)
 
 
 class Chat:

@@ -249,13 +249,8 @@ async def _probed(source: _Source) -> tuple[list[_Probe], float | None]:
         source.base.folder, EngineConfig(dtype="float32"), max_context_tokens=longest
     )
     try:
-        identity = None
-        if weights.canaries:
-            policy = Policy(model=source.base.name, version=0, spec=AgentSpec())
-            publisher = Publisher(engine, bound=IDENTITY_BOUND)
-            identity = (await publisher.publish(weights, policy))[1].mean_difference
-        else:
-            await engine.load(weights)
+        policy = Policy(model=source.base.name, version=0, spec=AgentSpec())
+        _, identity = await Publisher(engine, bound=IDENTITY_BOUND).load(weights, policy)
         sequences = list[tuple[int, ...]]()
         for prompt in prompts:
             request = SampleRequest(
@@ -441,7 +436,7 @@ def _notes(source: _Source, folder: Path) -> list[str]:
     if source.spec is None:
         notes.append("The spec of the run was not kept, so it does not lie beside the weights.")
     if source.project is None:
-        notes.append("The run's project was not found, so `tools.json` is missing.")
+        notes.append("The run's project is gone or cannot be read, so `tools.json` is missing.")
     return notes
 
 

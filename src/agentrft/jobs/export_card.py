@@ -158,7 +158,7 @@ def _stages(home: Home, trained: Trained) -> Iterator[Mapping[str, Any]]:
         return
     yield from _report(home, run.id.partition(".")[0])
     for one in runs_beside(opened_run(home, run.id)):
-        measured = one.result.get(CHECKPOINT) if one.method is Method.EVALUATION else ""
+        measured = one.result.get(CHECKPOINT) if one.result.get("split") == "holdout" else ""
         if measured and Path(measured).resolve() == trained.folder.resolve():
             yield from _report(home, one.id)
 

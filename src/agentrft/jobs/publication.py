@@ -75,6 +75,17 @@ class Publisher:
         publication = Publication(version=weights.version, mean_difference=difference, move=move)
         return replace(policy, version=weights.version), publication
 
+    async def load(self, weights: Weights, policy: Policy) -> tuple[Policy, float | None]:
+        """Load weights of a checkpoint folder; return the policy with its canaries' difference.
+
+        None for folders written before there were any. Raises IdentityError as `publish` does.
+        """
+        if not weights.canaries:
+            await self._sampler.load(weights)
+            return replace(policy, version=weights.version), None
+        policy, publication = await self.publish(weights, policy)
+        return policy, publication.mean_difference
+
     def _move(self, served: Floats, trained: Floats) -> float | None:
         """Regress the sampler's move since the last proof on the trainer's.
 
