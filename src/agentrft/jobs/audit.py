@@ -1,4 +1,4 @@
-"""The audit of a project's grader, and the gate it is before reinforcement."""
+"""The audit of a project's grader, and the gate it is before whatever learns from grades."""
 
 import ast
 import json
@@ -101,6 +101,16 @@ def bare_subject(
         backends=backends,
         answers=find_answers(config, tasks, path=reference),
     )
+
+
+async def audited(job: Job, project: Project, *, allow_findings: bool) -> None:
+    """Be the gate of a run that trains on a project's grades; stages were audited with their whole.
+
+    Raises as `gate` does.
+    """
+    if job.run.parent_id is None:
+        subject = project_subject(project)
+        await gate(job, subject, project.config.audit, allow_findings=allow_findings)
 
 
 async def gate(

@@ -14,7 +14,7 @@ from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RolloutRecord, Split
 from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Demonstration
-from agentrft.jobs.audit import gate, project_subject
+from agentrft.jobs.audit import audited
 from agentrft.jobs.context import Job
 from agentrft.jobs.control import best_of
 from agentrft.jobs.evaluation import Measurement
@@ -77,9 +77,7 @@ async def improve(
     """
     require_weights(project.config)
     async with job.running():
-        await gate(
-            job, project_subject(project), project.config.audit, allow_findings=allow_findings
-        )
+        await audited(job, project, allow_findings=allow_findings)
         opened = open_model or partial(served_model, job=job)
         with opened(project, job.home, trained=True) as model:
             climb = _Climb(

@@ -10,7 +10,7 @@ from agentrft.core.grade import Outcome
 from agentrft.core.run import RolloutRecord
 from agentrft.core.task import ToolCall
 from agentrft.core.trajectory import Trajectory
-from agentrft.jobs.audit import gate, project_subject
+from agentrft.jobs.audit import audited
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate
 from agentrft.jobs.reinforcement import serving
@@ -30,12 +30,10 @@ async def own_rollouts(
 
     What an interrupted run stored is not made again. In an order that does not depend on which
     rollout ended first: by task as in the file, then by seed. Raises GraderRefusedError if the grader
-    that is to choose among them fails its audit; an improvement was audited before its first stage.
+    that is to choose among them fails its audit.
     """
     project = model.project
-    if job.run.parent_id is None:
-        subject = project_subject(project)
-        await gate(job, subject, project.config.audit, allow_findings=allow_findings)
+    await audited(job, project, allow_findings=allow_findings)
     tasks = project.tasks("train")
     records = await evaluate(
         job,

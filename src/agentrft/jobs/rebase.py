@@ -13,7 +13,7 @@ from agentrft.core.errors import ConfigError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RolloutRecord
 from agentrft.core.spec import AgentSpec
-from agentrft.jobs.audit import gate, project_subject
+from agentrft.jobs.audit import audited
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement
 from agentrft.jobs.origin import Origin, carried_over
@@ -63,8 +63,7 @@ async def rebase(
         job.note_result(origin=origin.job.run.id, notes=notes)
         for note in notes:
             job.event(note, level="warn")
-        subject, audit = project_subject(project), project.config.audit
-        await gate(job, subject, audit, allow_findings=allow_findings)
+        await audited(job, project, allow_findings=allow_findings)
         with opened(former, job.home, trained=True) as model:
             await measured(job, model, OLD_BASE, None, known=_kept(model, origin, trained=False))
             kept = _kept(model, origin, trained=True)

@@ -11,7 +11,7 @@ from agentrft.core.policy import Checkpoint
 from agentrft.core.run import TRAINING, Event, Method, RolloutRecord, StepMetrics
 from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Demonstration, Task
-from agentrft.jobs.audit import gate, project_subject
+from agentrft.jobs.audit import audited
 from agentrft.jobs.checkpoints import delivered
 from agentrft.jobs.context import Job
 from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
@@ -121,10 +121,7 @@ async def reinforcement(
     if job.is_done:
         return delivered(job)
     async with job.running():
-        if job.run.parent_id is None:  # an improvement was audited before its first stage
-            subject = project_subject(model.project)
-            audit = model.project.config.audit
-            await gate(job, subject, audit, allow_findings=allow_findings)
+        await audited(job, model.project, allow_findings=allow_findings)
         trainer = model.resumed_trainer(job, config.trainer, "policy_gradient", start)
         tasks = task_sets(model.project)
         return await reinforce(
