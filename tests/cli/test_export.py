@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,18 @@ def test_a_trained_run_is_exported_with_its_card_tools_and_spec(desk: Desk, form
     elif form == "merged":
         weights, text = (to / name for name in ("model.safetensors", "README.md"))
         assert weights.stat().st_mode == text.stat().st_mode  # for other programs to read
+
+
+def test_what_the_card_says_to_run_runs(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    to = desk.folder / "to run"
+    desk("export", desk.run, "--to", to, "--format", "merged")
+    code = (to / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    (desk.folder / "use.py").write_text(code)
+    capsys.readouterr()
+    with chdir(to):
+        found = runpy.run_path(str(desk.folder / "use.py"))
+    assert "Look every order up" in found["tokenizer"].decode(found["prompt"]["input_ids"][0])
+    assert capsys.readouterr().out
 
 
 def test_one_talks_to_what_was_trained_under_its_spec(desk: Desk) -> None:

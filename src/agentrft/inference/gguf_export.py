@@ -6,7 +6,7 @@ at a time and needs no torch. The way back is `gguf.py`, which tests and exports
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 Precision = Literal["f16", "bf16", "q8_0"]
-PRECISIONS: tuple[Precision, ...] = ("f16", "bf16", "q8_0")
 
 _FAMILIES = ("llama", "qwen2", "qwen3")
 _FLAVOURS = ("smollm", "qwen2", "llama-bpe")
@@ -54,14 +53,7 @@ class _Tensor:
         return raw.astype(np.float32)
 
 
-def write_gguf(
-    folder: Path,
-    target: Path,
-    *,
-    precision: Precision,
-    name: str,
-    progress: Callable[[float], None] = lambda share: None,
-) -> None:
+def write_gguf(folder: Path, target: Path, *, precision: Precision, name: str) -> None:
     """Write the model of a folder, its tokenizer and chat template included.
 
     Matrices get the precision, vectors stay float32. Raises ModelError for what GGUF or we cannot
@@ -85,7 +77,7 @@ def write_gguf(
         )
         writer.add_quantization_version(2)
         _add_tokenizer(writer, folder, int(config["vocab_size"]))
-        _write_tensors(writer, folder, config, precision, progress)
+        _write_tensors(writer, folder, config, precision)
     finally:
         writer.close()
 
@@ -170,11 +162,7 @@ def _flavour(folder: Path, tokens: list[str], types: list[int], merges: list[str
 
 
 def _write_tensors(
-    writer: "GGUFWriter",
-    folder: Path,
-    config: Mapping[str, Any],
-    precision: Precision,
-    progress: Callable[[float], None],
+    writer: "GGUFWriter", folder: Path, config: Mapping[str, Any], precision: Precision
 ) -> None:
     from gguf import MODEL_ARCH, GGMLQuantizationType, get_tensor_name_map
     from gguf.quants import quant_shape_to_byte_shape, quantize
@@ -203,12 +191,11 @@ def _write_tensors(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for number, (name, tensor, kind) in enumerate(plan, start=1):
+    for name, tensor, kind in plan:
         array = _as_llama_cpp(name, tensor.read(), config)
         if kind is GGMLQuantizationType.F16 and np.abs(array).max() > np.finfo(np.float16).max:
             raise ModelError(f"{name} has numbers too large for f16; use bf16")
         writer.write_tensor_data(quantize(array, kind))
-        progress(number / len(plan))
 
 
 def _as_llama_cpp(

@@ -46,7 +46,6 @@ from agentrft.store.spec_files import write_spec
 from agentrft.training.checkpoint import TrainerRecord, read_record
 
 Format = Literal["adapter", "merged", "gguf"]
-FORMATS: tuple[Format, ...] = ("adapter", "merged", "gguf")
 BOUNDS: Mapping[str, float] = {
     "float32": 0.005,
     "float16": 0.05,
@@ -151,8 +150,11 @@ def _needed_bytes(source: _Source, form: Format) -> int:
     """Return what is on the disk at most while an export is written."""
     if form == "adapter":
         return sum(file.stat().st_size for file in source.trained.folder.iterdir())
-    # With GGUF also the file itself, and that read back in float32.
-    return source.base.size_bytes + (8 * source.base.parameters if form == "gguf" else 0)
+    if form == "merged":
+        return source.base.size_bytes
+    # Beside the file, of two bytes a number at most, the merged model and then what is read back.
+    numbers = source.base.parameters
+    return 2 * numbers + max(source.base.size_bytes, 4 * numbers)
 
 
 @contextmanager
@@ -241,10 +243,8 @@ async def _probed(source: _Source) -> tuple[list[_Probe], float | None]:
     check_memory(source.base, "float32")
     prompts = source.prompts
     weights = read_checkpoint(source.trained.folder, source.base.folder)
-    longest = max(
-        max(len(prompt) for prompt in prompts) + _CONTINUED,
-        *(len(canary.token_ids) for canary in weights.canaries),
-    )
+    lengths = [len(prompt) + _CONTINUED for prompt in prompts]
+    longest = max(lengths + [len(canary.token_ids) for canary in weights.canaries])
     engine = EmbeddedEngine(
         source.base.folder, EngineConfig(dtype="float32"), max_context_tokens=longest
     )

@@ -142,8 +142,8 @@ def _usage(card: ModelCard) -> str:
         )
     if "spec" in card.beside:
         parts.append(
-            "`spec/` holds what it was told. The files of `spec/system/`, in order, are its system "
-            f"message{'; the Modelfile has it' if 'Modelfile' in card.beside else ''}."
+            "`spec/` holds what it was told; the files of `spec/system/`, in order, are its system "
+            f"message{', which the Modelfile has' if 'Modelfile' in card.beside else ''}."
         )
     if card.run_id:
         parts.append(
@@ -154,14 +154,19 @@ def _usage(card: ModelCard) -> str:
 
 
 def _python(card: ModelCard, *lines: str) -> str:
-    tools = 'json.load(open("tools.json"))' if "tools.json" in card.beside else "[]"
+    tools = 'json.loads(Path("tools.json").read_text())' if "tools.json" in card.beside else "[]"
     code = (
         "import json",
+        "from pathlib import Path",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         *lines,
         'tokenizer = AutoTokenizer.from_pretrained(".")',
         f"tools = {tools}",
-        'messages = [{"role": "user", "content": "..."}]',
+        'told = [file.read_text().strip() for file in sorted(Path("spec/system").glob("*.md"))]',
+        "messages = [",
+        '    {"role": "system", "content": "\\n\\n".join(told)},',
+        '    {"role": "user", "content": "..."},',
+        "]",
         "prompt = tokenizer.apply_chat_template(",
         "    messages, tools=tools, add_generation_prompt=True,",
         '    return_dict=True, return_tensors="pt",',
@@ -201,7 +206,7 @@ def _provenance(card: ModelCard) -> str:
     if card.spec_hash:
         where = "in `spec/`" if "spec" in card.beside else "not kept"
         rows.append((f"spec ({where})", f"`{card.spec_hash}`"))
-    parts = ["Every file of the project, whether or not the training read it."]
+    parts = ["The base model, and the project's data and code, whether or not training read them."]
     if card.grader:
         shown = _json(without_secrets(card.grader))
         rows.append(("grader", f"`{hashlib.sha256(shown.encode()).hexdigest()}`"))
