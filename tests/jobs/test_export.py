@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 from builders import a_job
-from tuning import SUPERVISED, FakeModel, a_home, finished, submitted
+from tuning import PROJECT, REINFORCEMENT, SUPERVISED, FakeModel, a_home, finished, submitted
 
-from agentrft.core.config import Methods
+from agentrft.core.config import HttpTool, Methods
 from agentrft.core.errors import UserError
+from agentrft.core.job import REDACTED
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RunStatus
 from agentrft.core.training_config import Adapter, Optimizer, SupervisedConfig, TrainerConfig
@@ -222,3 +223,26 @@ def test_a_model_of_the_api_is_exported_by_its_name(tmp_path: Path) -> None:
     assert "Grader: none." in card
     job = home.queue.get("ftjob-1").job
     assert f"`{home.files.get(job.project, job.training_file).sha256}`" in card
+
+
+def test_a_model_of_the_api_goes_with_the_tools_and_the_grader_of_its_job(tmp_path: Path) -> None:
+    home, to = a_trained_run(tmp_path), tmp_path / "out"
+    home.access.create_project(PROJECT)
+    url = "https://desk.example/tool?key=hush"
+    parameters = {"type": "object", "properties": {"id": {"type": "string"}}}
+    tools = (
+        HttpTool(name="look", server_url=url, description="Look.", parameters=parameters),
+        HttpTool(name="described by rows", server_url=url),
+    )
+    grader = {"type": "endpoint", "name": "g", "url": url, "headers": {"X-Key": REDACTED}}
+    method = replace(REINFORCEMENT, tools=tools, grader=grader)
+    submitted(home, method, base=str(tmp_path / "base"))
+    weights = home.checkpoints("ftjob-1") / "step-000003"
+    shutil.copytree(find_trained(home, "run-1").folder, weights)
+    asyncio.run(export(home, str(weights), to, "adapter"))
+    (tool,) = json.loads((to / "tools.json").read_text())
+    assert tool["function"] == {"name": "look", "description": "Look.", "parameters": parameters}
+    card = (to / "README.md").read_text()
+    assert "hush" not in card
+    assert '"url": "https://desk.example/tool?(hidden)"' in card
+    assert "after reinforcement training" in card
