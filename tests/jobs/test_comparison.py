@@ -75,6 +75,35 @@ def test_every_stage_of_an_improvement_becomes_a_row(tmp_path: Path) -> None:
     assert stage.rows == found.rows, "a training stands for the run that measured it"
 
 
+def test_a_greedy_policy_is_held_against_rollouts_that_differ(tmp_path: Path) -> None:
+    project = a_desk(tmp_path / "desk", "[methods.evaluation]\ntemperature = 0.0\n")
+    home = Home.open(tmp_path / "home")
+    climbed(home, project, "run-1")
+    found = compared(home, project, "run-1")
+    assert {row.name: row.rollouts // TASKS for row in found.rows} == {
+        "base": 1,
+        "base at temperature 1": 4,
+        "base at temperature 1, best of 4 by grader": 4,
+        "warm start": 1,
+    }
+    assert found.rival == "base at temperature 1, best of 4 by grader"
+
+
+def test_stages_of_several_improvements_pool_by_name(tmp_path: Path) -> None:
+    project = a_desk(tmp_path / "desk")
+    home = Home.open(tmp_path / "home")
+    for run in ("run-1", "run-2"):
+        climbed(home, project, run)
+    found = compared(home, project, "sft=run-1", "sft=run-2", run_id="pooled")
+    assert [(row.name, row.seeds) for row in found.rows] == [
+        ("sft base", 2),
+        ("sft base, best of 4 by grader", 2),
+        ("sft warm start", 2),
+    ]
+    with pytest.raises(UserError, match="names the same rollouts twice"):
+        compared(home, project, "sft=run-1", "sft=run-1", run_id="twice")
+
+
 def test_runs_that_say_nothing_of_the_holdout_are_refused(tmp_path: Path) -> None:
     project = a_desk(tmp_path / "desk")
     home = Home.open(tmp_path / "home")

@@ -209,6 +209,36 @@ def test_without_demonstrations_the_agent_warms_up_on_its_own_successes(tmp_path
     assert told["stages"][1]["training"], "the rollouts it imitated are in the report"
 
 
+def test_what_teaches_nothing_is_passed_over(tmp_path: Path) -> None:
+    """No own success to imitate, then a reinforcement that leaves the weights as they were."""
+    unlucky = "[methods.rejection]\ntemperature = 0.5\n[methods.rejection.supervised]"
+    toml = ALONE.replace("[methods.rejection.supervised]", unlucky)
+    project = a_project(tmp_path / "desk", toml=toml)
+    home = Home.open(tmp_path / "home")
+    job = a_job(home, project, "run-1")
+    result = climbed(job, project, FakeModel(script=_wavering, changed=False), Silent())
+    assert job.run.status is RunStatus.SUCCEEDED
+    assert result.checkpoint is None
+    told = as_json(result.report)
+    assert [(s["name"], s["measured"] is None) for s in told["stages"]] == [
+        ("base", False),
+        ("rejection", True),
+        ("reinforcement", True),
+    ]
+    assert any("rejection left nothing to go on with" in text for text in told["warnings"])
+    assert any("weights equal those of the base" in text for text in told["warnings"])
+    again = as_json(report_again(home, "run-1")[0])
+    for name in ("stages", "warnings"):
+        assert len(again[name]) == len(told[name])
+    assert home.store.run("run-1.reinforcement").status is RunStatus.FAILED
+
+
+def _wavering(request: SampleRequest) -> Sequence[int]:
+    from byte_chat import says
+
+    return says("no") if request.temperature == 0.5 else willing(request)
+
+
 def test_what_the_user_wrote_into_the_spec_is_never_taken_back(tmp_path: Path) -> None:
     project = a_project(tmp_path / "desk", toml=CLIMB)
     mine = replace(project.spec, sections=(Section(name="mine", text="Be polite."),))

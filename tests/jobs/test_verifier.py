@@ -119,6 +119,23 @@ def test_a_verifier_that_reads_well_chooses_as_the_grader_does(stored: Stored) -
     assert chosen.training.rollouts == len({s.trajectory_id for b in model.batches for s in b})
 
 
+def test_a_verifier_tells_seeds_apart_whose_rollouts_have_the_same_ids(stored: Stored) -> None:
+    home, project = stored
+    measured(home, project, "run-other", chance=5, samples=4)
+    found = asyncio.run(
+        compare_runs(
+            a_comparison(home, project, "seeds"),
+            project,
+            ["prompt=run-base", "prompt=run-other", "run-train"],
+            verifier="learned",
+            open_model=Model(Reader()),
+        )
+    )
+    best, chosen = (row(found, f"prompt, best of 4 by {who}") for who in ("grader", "learned"))
+    assert chosen.seeds == 2
+    assert chosen.highest == best.highest > best.lowest == chosen.lowest
+
+
 def test_a_verifier_that_reads_the_wrong_way_finds_the_worst(stored: Stored) -> None:
     home, project = stored
     found = learned(home, project, Model(Reader(right=False)), "wrong")

@@ -1,6 +1,8 @@
 """The table of policies on planted rollouts, whose rates, costs and answers are known."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from policies import READ, WRITTEN, policy, sampled, solving, verdicts
@@ -249,3 +251,54 @@ def test_rollouts_lost_to_infrastructure_are_left_out_and_told() -> None:
     assert row(table, "spec").dropped == 1
     assert any("1 rollouts were dropped" in note for note in table.notes)
     assert any("1 tasks have fewer rollouts" in note for note in table.notes)
+
+
+def seeds(name: str, *rates: float, **kwargs: Any) -> list[Arm]:
+    """Return one policy made with several seeds, whose rollouts have the same ids."""
+    return [
+        policy(name, solving(rate, shift=7 * n), start=1000.0 * n, **kwargs)
+        for n, rate in enumerate(rates)
+    ]
+
+
+def test_runs_of_one_name_are_seeds_of_one_policy() -> None:
+    spec = policy("spec", solving(0.2))
+    sft = [
+        replace(arm, training=Spending(rollouts=3.0 * n))
+        for n, arm in enumerate(seeds("sft", 0.7, 0.5, 0.6, trained=True))
+    ]
+    table = compared(*sft, spec)
+    found = row(table, "sft")
+    assert (found.seeds, found.lowest, found.highest) == (3, 0.5, 0.7)
+    assert found.pass_at_1.value == pytest.approx(0.6)
+    assert found.difference is not None
+    assert found.difference.value == pytest.approx(0.4)
+    assert (found.rollouts, found.tasks) == (120, 40)
+    assert found.training.rollouts == 3
+    assert found.cost_per_task == ONE
+    assert "(mean of 3 seeds, 50.0% to 70.0%)" in table.answer
+    assert compared(spec, *reversed(sft)) == table
+
+
+def test_rollouts_of_one_seed_are_never_chosen_for_another() -> None:
+    good, bad = (
+        policy("spec", {"a": [score] * 4, "b": [score] * 4}, start=score) for score in (1.0, 0.0)
+    )
+    table = compared(good, bad, best_of(good, 2), best_of(bad, 2))
+    assert row(table, "spec, best of 2 by grader").pass_at_1.value == pytest.approx(0.5)
+    assert row(table, "spec").pass_hat_4 == 0.5
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    spec = policy("spec", solving(0.2))
+    alike = compared(spec, *seeds("sft", 0.5, 0.5, 0.5, trained=True))
+    apart = compared(spec, *seeds("sft", 1.0, 0.5, 0.0, trained=True))
+    rates = [row(table, "sft").pass_at_1 for table in (alike, apart)]
+    assert rates[0].value == rates[1].value == 0.5
+    assert rates[0].high - rates[0].low < rates[1].high - rates[1].low
+    assert [table.versus[0].verdict for table in (alike, apart)] == ["better", "cannot tell"]
+
+
+def test_trained_and_untrained_weights_are_no_seeds_of_one_policy() -> None:
+    with pytest.raises(UserError, match="give these two names"):
+        compared(policy("a", solving(0.5), trained=True), policy("a", solving(0.5), start=5.0))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from agentrft.core.run import Method, RolloutRecord
 from agentrft.jobs.context import Job
-from agentrft.jobs.evaluation import Measurement, stored_records
+from agentrft.jobs.evaluation import Measurement, foreseen, stored_records
 from agentrft.jobs.serving import ServedModel
 from agentrft.jobs.stages import evaluation
 from agentrft.measure.report import StageResult
@@ -34,11 +34,12 @@ async def best_of(job: Job, model: ServedModel, known: Sequence[RolloutRecord] =
         temperature=max(own, TEMPERATURE),
     )
     child.note_result(temperature=drawn.temperature)
+    tasks = project.tasks("holdout")
     if own == drawn.temperature and not stored_records(child, measurement):
-        child.append([replace(record, stage=BEST_OF) for record in known])
+        child.append(foreseen(known, tasks, drawn, measurement))
     config = replace(project.config, methods=replace(methods, evaluation=drawn))
     drawing = replace(model, project=replace(project, config=config))
-    await evaluation(child, drawing, project.tasks("holdout"), measurement, None)
+    await evaluation(child, drawing, tasks, measurement, None)
     return drawn_control(child)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentrft.core.config import EvaluationConfig
 from agentrft.core.grade import GradedTrajectory, Outcome
@@ -103,6 +103,27 @@ async def _rollout(
             break
     assert graded is not None
     return graded
+
+
+def foreseen(
+    records: Sequence[RolloutRecord],
+    tasks: Sequence[Task],
+    config: EvaluationConfig,
+    measurement: Measurement,
+) -> list[RolloutRecord]:
+    """Return those rollouts of the same policy that this measurement would make, under its name."""
+    chosen = tasks[: config.tasks] if config.tasks else tasks
+    seeds = {
+        seed
+        for task in chosen
+        for sample in range(config.samples_per_task)
+        for seed in _seeds(measurement, task, sample)
+    }
+    return [
+        replace(record, stage=measurement.stage, step=measurement.step)
+        for record in records
+        if record.graded.trajectory.seed in seeds
+    ]
 
 
 def _seeds(measurement: Measurement, task: Task, sample: int) -> list[int]:

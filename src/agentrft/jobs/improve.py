@@ -207,17 +207,14 @@ def _kept(search: Job, model: ServedModel) -> list[RolloutRecord]:
     project, evaluated = model.project, model.project.config.methods.evaluation
     if evaluated.temperature not in (None, project.spec.decoding.temperature):
         return []
-    tasks = {task.id for task in project.tasks("holdout")[: evaluated.tasks or None]}
     name = project.spec.hash
-    records = [
+    return [
         record
         for record in search.read_all(RolloutRecord)
         if record.split == "holdout"
         and record.graded.trajectory.spec_hash == name
-        and record.graded.trajectory.task_id in tasks
         and record.graded.grade.score is not None
     ]
-    return records if evaluated.samples_per_task == 1 else []
 
 
 def _open(model: ServedModel) -> OpenModel:

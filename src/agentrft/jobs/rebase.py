@@ -4,14 +4,13 @@ Spec, tools, grader, data, methods and seed are the run's. The holdout shows all
 validation tasks decide whether to change.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from agentrft.core.errors import ConfigError
 from agentrft.core.policy import Checkpoint
-from agentrft.core.run import Method, RolloutRecord
+from agentrft.core.run import Method
 from agentrft.core.spec import AgentSpec
 from agentrft.jobs.audit import audited
 from agentrft.jobs.context import Job
@@ -65,8 +64,8 @@ async def rebase(
             job.event(note, level="warn")
         await audited(job, project, allow_findings=allow_findings)
         with opened(former, job.home, trained=True) as model:
-            await measured(job, model, OLD_BASE, None, known=_kept(model, origin, trained=False))
-            kept = _kept(model, origin, trained=True)
+            await measured(job, model, OLD_BASE, None, known=origin.known(trained=False))
+            kept = origin.known(trained=True)
             await measured(job, model, OLD_TUNED, origin.checkpoint, known=kept)
             await _validated(job, model, OLD_TUNED, origin.checkpoint)
         with opened(project, job.home, trained=True) as model:
@@ -88,16 +87,6 @@ async def rebase(
         report, folder = write_rebase_report(job)
         job.note_result(report=str(folder))
     return report, folder
-
-
-def _kept(model: ServedModel, origin: Origin, *, trained: bool) -> Sequence[RolloutRecord]:
-    """Return what the origin has rolled out on tasks that are still there."""
-    tasks = {task.id for task in model.project.tasks("holdout")}
-    return [
-        record
-        for record in origin.known(trained=trained)
-        if record.graded.trajectory.task_id in tasks
-    ]
 
 
 async def _validated(job: Job, model: ServedModel, stage: str, checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from agentrft.core.task import Demonstration, Task
 from agentrft.jobs.audit import audited
 from agentrft.jobs.checkpoints import delivered
 from agentrft.jobs.context import Job
-from agentrft.jobs.evaluation import Measurement, evaluate, stored_records
+from agentrft.jobs.evaluation import Measurement, evaluate, foreseen, stored_records
 from agentrft.jobs.reinforcement import reinforce, serving
 from agentrft.jobs.serving import ServedModel, first_step
 from agentrft.jobs.supervised import demonstration_samples, imitate
@@ -42,14 +42,16 @@ async def measured(
 ) -> StageResult:
     """Measure a stage on every holdout task and add what its training recorded.
 
-    `known` are rollouts of the same policy, tasks and seeds that another run already made.
+    `known` are rollouts of the same policy that another run already made; others than these would
+    be, such as further samples of some tasks, are left out.
     """
     child = job.child(stage + MEASURED, Method.EVALUATION)
     measurement = Measurement(stage=stage, split="holdout", seed=job.run.seed)
+    tasks, config = model.project.tasks("holdout"), model.project.config.methods.evaluation
     if not stored_records(child, measurement):
-        child.append([replace(record, stage=stage, step=0) for record in known])
+        child.append(foreseen(known, tasks, config, measurement))
     path = Path(checkpoint.path) if checkpoint else None
-    records = await evaluation(child, model, model.project.tasks("holdout"), measurement, path)
+    records = await evaluation(child, model, tasks, measurement, path)
     return with_training(job, stage, records)
 
 

@@ -6,6 +6,7 @@ Pure: rollouts in, numbers out.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median_high
 
 import numpy as np
 
@@ -117,8 +118,12 @@ def best_of(
 
 
 def samples(arm: Arm) -> int:
-    """Return the most rollouts that a task has; infrastructure may have spoiled some of another's."""
-    return max((len(graded) for graded in by_task(arm.records).values()), default=0)
+    """Return how many rollouts a task has, in the middle of all tasks.
+
+    Infrastructure may have spoiled some of one, and a search have made more of another.
+    """
+    counts = [len(graded) for graded in by_task(arm.records).values()]
+    return median_high(counts) if counts else 0
 
 
 def choice_name(policy: str, k: int, chosen_by: str) -> str:

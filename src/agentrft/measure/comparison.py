@@ -268,11 +268,12 @@ class _Measured:
         in_order = sorted(graded, key=lambda g: (g.trajectory.started_at, g.trajectory.id))
         ranked = sorted(in_order, key=liked, reverse=True)  # stable: a tie takes the first
         chances = odds(len(ranked), arm.k)
-        return sum(
+        solving = (
             chance
             for chance, one in zip(chances, ranked, strict=True)
             if score_of(one) >= self.threshold
         )
+        return min(1.0, math.fsum(solving))  # rounded parts may come to more
 
     def _each(self, arm: Arm, graded: Mapping[str, Sequence[GradedTrajectory]]) -> Spending:
         """Return what a rollout of a seed takes, averaged as its rates are."""

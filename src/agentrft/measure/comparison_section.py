@@ -204,9 +204,9 @@ def _html_row(row: Row, *, priced: bool) -> str:
         f"<td>{row.seconds_p50:.2f}<small>95%: {row.seconds_p95:.2f}</small></td>"
         f"<td>{row.per_task.tool_calls:.2f}</td>"
         f"<td>{row.per_task.prompt_tokens + row.per_task.sampled_tokens:.0f}"
-        f"<small>{row.per_task.prompt_tokens:.0f} read, {row.per_task.sampled_tokens:.0f} written"
+        f"<small>{row.per_task.prompt_tokens:.0f} read<br>{row.per_task.sampled_tokens:.0f} written"
         f"{money}</small></td><td>{made}<small>{'<br>'.join(more)}</small></td>"
-        f"<td>{_break_even(row)}</td></tr>"
+        f"<td>{_break_even(row).replace(' tasks', '<small>tasks</small>')}</td></tr>"
     )
 
 
