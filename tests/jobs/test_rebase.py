@@ -158,6 +158,7 @@ def test_another_model_goes_the_same_way_and_is_held_against_the_first(climb: Cl
     repeated = [c.run.method for c in children_of(job).values() if c.run.method in methods]
     assert repeated == methods
     paid = told["did_weights_pay"]
+    assert paid["question"] == "Should the model change?"
     assert paid["answer"].startswith(f"Change to {climb.other.config.model}: on 12 validation")
     table = paid["comparison"]
     assert table["reference"] == "old tuned"

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from agentrft.measure.report import (
     terminal,
     write_report,
 )
+from agentrft.measure.search_summary import SearchSummary
 
 
 def climbed(*, control: bool = True, name: str = "reinforcement") -> ReportInput:
@@ -56,9 +58,9 @@ def reported(given: ReportInput) -> tuple[Report, dict[str, Any]]:
     return report, told
 
 
-def shown(report: Report) -> str:
+def shown(report: Report, width: int = 160) -> str:
     out = io.StringIO()
-    Console(file=out, width=160).print(terminal(report))
+    Console(file=out, width=width).print(terminal(report))
     return out.getvalue()
 
 
@@ -92,6 +94,23 @@ def test_training_is_charged_to_the_stage_that_trained_and_to_none_before() -> N
     )
 
 
+def test_a_search_is_charged_once_to_all_that_follow_it_even_if_it_promoted_nothing() -> None:
+    first, tuned = climbed().stages
+    again = replace(tuned, name="again")
+    search = SearchSummary(
+        baseline_hash="s",
+        chosen_hash="s",
+        promoted=False,
+        chosen={},
+        spent={"rollouts": 100},
+    )
+    report, _ = reported(replace(climbed(), stages=(first, tuned, again), search=search))
+    assert report.payoff is not None
+    assert report.payoff.comparison is not None
+    took = {row.name: row.training.rollouts for row in report.payoff.comparison.rows if row.k == 1}
+    assert took == {"base": 0, "reinforcement": 100 + 10, "again": 100 + 20}
+
+
 def test_a_control_that_holds_the_stages_own_rollouts_widens_that_stage() -> None:
     report, _ = reported(climbed())
     assert report.payoff is not None
@@ -100,6 +119,16 @@ def test_a_control_that_holds_the_stages_own_rollouts_widens_that_stage() -> Non
     assert rows.keys() == {"base", "base, best of 4 by grader", "reinforcement"}
     assert rows["base"].rollouts == 160
     assert rows["base"].pass_hat_4 is not None
+
+
+def test_a_narrow_terminal_still_names_every_policy() -> None:
+    report, _ = reported(climbed())
+    table = shown(report, 80).partition("Did the weights pay?")[2]
+    assert [line.split()[0] for line in table.splitlines() if "%" in line and line[:3].strip()] == [
+        "base",
+        "base,",
+        "reinforcement",
+    ]
 
 
 def test_without_a_control_the_report_says_how_to_measure_one() -> None:

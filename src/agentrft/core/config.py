@@ -85,8 +85,8 @@ class EvaluationConfig:
     tasks: int = 0
     """How many tasks of the split, in file order; 0 takes all."""
     best_of: int = 4
-    """Holdout rollouts per task of the best spec without training, from which the best is taken: the
-    control that weights must beat; 0 leaves it out."""
+    """Holdout rollouts per task of the best spec without training, at temperature 1 at least, from
+    which the best is taken: the control that weights must beat; 0 leaves it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,28 +133,27 @@ def comparison_table(comparison: Comparison) -> str:
 
 
 def comparison_tables(found: Payoff) -> list[RenderableType]:
-    """Return the same for a terminal."""
+    """Return the same for a terminal, as much of it as eighty columns hold."""
     parts: list[RenderableType] = [Text(found.answer, style="bold")]
     comparison = found.comparison
     if comparison is None:
         return parts
     table = figures_table(
-        found.question, ("", "pass@1", "to ref. (pp)", "p", *_COLUMNS[3:], "cost/task", *_LATER)
+        found.question, ("", "pass@1", "to ref. (pp)", *_COLUMNS[3:6], "cost", "even")
     )
     for row in comparison.rows:
         low, high = 100 * row.pass_at_1.low, 100 * row.pass_at_1.high
         table.add_row(
             Text(row.name),
             "\n".join((f"{row.pass_at_1.value:.1%}", f"{low:.1f}-{high:.1f}", *_seeds(row))),
-            "\n".join(plain(row.difference)) if row.difference else "reference",
-            _p(row.adjusted_p),
+            "\n".join((*plain(row.difference), f"p {_p(row.adjusted_p)}"))
+            if row.difference
+            else "reference",
             _rate(row.pass_hat_4),
             f"{row.seconds_p50:.2f}\n{row.seconds_p95:.2f}",
             f"{row.per_task.tool_calls:.2f}",
-            f"{row.per_task.prompt_tokens:.0f}\n+{row.per_task.sampled_tokens:.0f}",
             f"{row.cost_per_task:.4g}",
-            "\n".join(_made_with(row)),
-            _break_even(row),
+            _break_even(row).removesuffix(" tasks"),
         )
     return [*parts, table, *(Text(f"! {note}", style="yellow") for note in comparison.notes)]
 
