@@ -14,7 +14,7 @@ from toys import BANDIT, BUDGET, CHAIN, COLOURS, LUCK, Problem
 from agentrft.core.run import RolloutRecord
 
 SEEDS = range(5)
-SHARE = 0.85
+SHARE = 0.8
 """Least share of rollouts after training that do the best there is, of 64."""
 MOVED, MOVED_ONCE = 0.15, 0.4
 """Most that luck may add to the share of any tool: over the seeds on average, and with one seed."""
