@@ -221,7 +221,7 @@ def a_result(found: Standing, supply: Supply | None = None) -> PreflightResult:
         (HEALTHY, "go"),
         (but(infrastructure=0.5), "fix"),
         (but(train_tasks=3), "fix"),
-        (but(pass_1=0.0, pass_k=0.0), "no-go"),
+        (but(pass_1=0.0, pass_k=0.0, zero=1.0), "no-go"),
     ],
 )
 def test_the_verdict_follows_from_the_advice(found: Standing, verdict: str) -> None:
