@@ -106,3 +106,4 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, method: Method
     assert [m.step for m in again.read_all(StepMetrics)] == [1, 2, 3, 4]
     assert len(again.read_all(RolloutRecord)) == len(whole.read_all(RolloutRecord))
     assert last_look(again) == last_look(whole)
+    assert again.run.result["held_out_before"] == whole.run.result["held_out_before"]
