@@ -229,7 +229,7 @@ def test_a_model_of_the_api_goes_with_the_tools_and_the_grader_of_its_job(tmp_pa
     home, to = a_trained_run(tmp_path), tmp_path / "out"
     home.access.create_project(PROJECT)
     url = "https://desk.example/tool?key=hush"
-    parameters = {"type": "object", "properties": {"id": {"type": "string"}}}
+    parameters: dict[str, object] = {"type": "object", "properties": {"id": {"type": "string"}}}
     tools = (
         HttpTool(name="look", server_url=url, description="Look.", parameters=parameters),
         HttpTool(name="described by rows", server_url=url),
