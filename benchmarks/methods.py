@@ -2,11 +2,13 @@
 
     python benchmarks/methods.py examples/support_desk
     python benchmarks/methods.py examples/support_desk --seeds 0 --preset quick
+    python benchmarks/methods.py examples/support_desk --part single
 
 Each seed runs the whole climb (`agentrft improve`), and under the project's own prompt a warm start,
-then own successes, preferences and reinforcement from it. All are measured on the whole holdout
-with `--preset`, and `agentrft compare` pools the seeds. What is done stands in `methods.json` of the
-home folder, so that an interrupted benchmark goes on where it was.
+then own successes, preferences and reinforcement from it. All are measured on the same holdout tasks
+with `--preset`, and `agentrft compare` pools the seeds. What is done lies in `methods/` of the home
+folder, a file per step: an interrupted benchmark goes on where it was, and the climb and the single
+methods can run side by side, one process for each part.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,25 +35,22 @@ class Bench:
     project: Path
     preset: str
     kept: Path
-    """`methods.json`: run id and last weights by step."""
-
-    def done(self) -> dict[str, dict[str, str]]:
-        return json.loads(self.kept.read_text()) if self.kept.exists() else {}
+    """A file per step: its run and its last weights; empty while it runs."""
 
     def step(self, name: str, command: Sequence[str], seed: int) -> dict[str, str]:
         """Run a command of ours once, or go on with it; return its run and its weights."""
-        key = f"{self.project.name} {self.preset} {seed} {name}"
-        if key in self.done():
-            return self.done()[key]
-        found = self._run(
-            [*command, "--seed", str(seed)], resume=f"{key} begun" in self.done(), key=key
-        )
-        self.kept.write_text(json.dumps({**self.done(), key: found}, indent=1))
+        file = self.kept / f"{self.project.name}-{self.preset}-{seed}-{name.replace(' ', '-')}.json"
+        begun = file.exists()
+        if begun and (found := json.loads(file.read_text() or "{}")):
+            return found
+        found = self._run([*command, "--seed", str(seed)], resume=begun, started=file.touch)
+        file.write_text(json.dumps(found))
         return found
 
-    def _run(self, command: Sequence[str], *, resume: bool, key: str) -> dict[str, str]:
+    def _run(
+        self, command: Sequence[str], *, resume: bool, started: Callable[[], None]
+    ) -> dict[str, str]:
         print(f"--- {' '.join(command)}", flush=True)
-        self.kept.write_text(json.dumps({**self.done(), f"{key} begun": {}}, indent=1))
         options = [*(["--preset", self.preset] if self.preset else []), *(["--resume"] * resume)]
         lines = subprocess.Popen(
             [sys.executable, "-m", "agentrft", *command, *options],
@@ -65,6 +64,7 @@ class Bench:
             word, _, rest = line.partition(" ")
             if word in ("run", "weights"):
                 found[word] = rest.strip()
+                started()
         if lines.wait() != 0:
             sys.exit(f"{' '.join(command)} ended with {lines.returncode}; run this again to go on")
         return found
@@ -77,12 +77,14 @@ class Bench:
         command = ["train", str(self.project), method, *(["--start", start] if start else [])]
         return self.step(name, command, seed)["weights"]
 
-    def seed(self, seed: int) -> list[str]:
-        """Run one seed; return what `agentrft compare` is to be given."""
-        project = str(self.project)
-        named = [f"climb={self.step('climb', ['improve', project], seed)['run']}"]
+    def climb(self, seed: int) -> list[str]:
+        """Run the whole climb; return what `agentrft compare` is to be given."""
+        return [f"climb={self.step('climb', ['improve', str(self.project)], seed)['run']}"]
+
+    def single(self, seed: int) -> list[str]:
+        """Run each method by itself; return what `agentrft compare` is to be given."""
         warm = self.trained(WARM, "supervised", "", seed)
-        named.append(f"{WARM}={self.measured(WARM, warm, seed)}")
+        named = [f"{WARM}={self.measured(WARM, warm, seed)}"]
         for name, method in FROM_WARM.items():
             weights = self.trained(name, method, warm, seed)
             named.append(f"{name}={self.measured(name, weights, seed)}")
@@ -95,12 +97,16 @@ def main() -> None:
     parser.add_argument("project", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--preset", default="compare", help="settings in agent.toml")
+    parser.add_argument("--part", choices=["climb", "single"], help="only this, without the table")
     given = parser.parse_args()
     home = Path(os.environ.get("AGENTRFT_HOME", Path.home() / ".agentrft"))
-    home.mkdir(parents=True, exist_ok=True)
-    bench = Bench(project=given.project, preset=given.preset, kept=home / "methods.json")
-    named = [run for seed in given.seeds for run in bench.seed(seed)]
-    subprocess.run([sys.executable, "-m", "agentrft", "compare", *named], check=True)
+    bench = Bench(project=given.project, preset=given.preset, kept=home / "methods")
+    bench.kept.mkdir(parents=True, exist_ok=True)
+    parts = {"climb": bench.climb, "single": bench.single}
+    run = [parts[given.part]] if given.part else [*parts.values()]
+    named = [arm for seed in given.seeds for part in run for arm in part(seed)]
+    if not given.part:
+        subprocess.run([sys.executable, "-m", "agentrft", "compare", *named], check=True)
 
 
 if __name__ == "__main__":

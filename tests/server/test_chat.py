@@ -471,9 +471,11 @@ def test_a_refusal_before_the_first_piece_has_a_status(
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_error_event(live: Live, script: Script) -> None:
     script.answer = failing(SamplerError("the chat process ended"), "It ")
-    stream = live.client().chat.completions.create(model=MODEL, messages=HELLO, stream=True)
     texts: list[str | None] = []
-    with pytest.raises(openai.APIError, match="the chat process ended"):
+    with (
+        live.client().chat.completions.create(model=MODEL, messages=HELLO, stream=True) as stream,
+        pytest.raises(openai.APIError, match="the chat process ended"),
+    ):
         texts.extend(chunk.choices[0].delta.content for chunk in stream)
     assert texts == ["", "It "]
 
