@@ -128,6 +128,8 @@ def test_a_modelfile_carries_template_system_text_and_decoding() -> None:
         'SYSTEM """Be brief."""',
         "PARAMETER temperature 0.7",
         "PARAMETER top_p 0.9",
+        "PARAMETER top_k 0",
+        "PARAMETER repeat_penalty 1",
         "PARAMETER num_ctx 2048",
         'PARAMETER stop "<|im_end|>"',
     ]

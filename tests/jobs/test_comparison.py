@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 from measured_runs import TASKS, a_desk, a_run, climbed, compared, imitated, measured
 
+from agentrft.core.config import Decoding
 from agentrft.core.errors import ConfigError, StoreError, UserError
-from agentrft.core.run import Method, RolloutRecord, StepMetrics
+from agentrft.core.run import Method, RolloutRecord, RunStatus, StepMetrics
 from agentrft.jobs.comparison import write_comparison
 from agentrft.jobs.improvement_report import rebuilt
+from agentrft.jobs.optimize import SUMMARY
 from agentrft.measure.arms import spent
 from agentrft.measure.comparison import Comparison, Row
+from agentrft.measure.comparison_section import arms_of
+from agentrft.measure.search_summary import SearchSummary
+from agentrft.store.codec import to_json
 from agentrft.store.home import Home
 
 
@@ -49,7 +54,8 @@ def test_training_is_charged_with_what_its_start_took(tmp_path: Path) -> None:
     assert home.store.run("run-2").result["start"] == str(first)
     rolled = home.store.read("run-base", RolloutRecord).items[:3]
     made.append([dataclasses.replace(record, split="train") for record in rolled])
-    # Steps 1 to 30 have no such number, since the trainer is a fake.
+    # Steps 1 to 30 have no such number, since the trainer is a fake. What came after the checkpoint
+    # that was gone on from had to be seen before that one could be chosen.
     made.append([StepMetrics(step=31, values={"computed_tokens": 1e6})])
     made.note_result(seconds=100.0)
     a_run(home, project, Method.SUPERVISED, "run-2").note_result(seconds=7.0)
@@ -57,7 +63,69 @@ def test_training_is_charged_with_what_its_start_took(tmp_path: Path) -> None:
     assert took.rollouts == 3
     assert took.sampled_tokens == spent(rolled).sampled_tokens > 0
     assert took.seconds == 107.0
-    assert took.trained_tokens == 0, "the checkpoint that the second began from is of step 30"
+    assert took.trained_tokens == 1e6
+
+
+def test_a_training_that_is_passed_over_is_charged_even_if_it_rolled_nothing_out(
+    tmp_path: Path,
+) -> None:
+    project = a_desk(tmp_path / "desk")
+    home = Home.open(tmp_path / "home")
+    climbed(home, project, "run-1")
+    before = row(compared(home, project, "run-1"), "warm start").training
+    # A preference training that left the weights as they were, after the warm start.
+    idle = a_run(home, project, Method.IMPROVE, "run-1").child("preference", Method.PREFERENCE)
+    idle.append([StepMetrics(step=1, values={"computed_tokens": 1e6})])
+    report = rebuilt(home, "run-1").given
+    assert [stage.name for stage in report.stages] == ["base", "warm start", "preference"]
+    again = row(compared(home, project, "run-1", run_id="again"), "warm start").training
+    assert again == before, "what came later is not charged to what came before"
+    last = dataclasses.replace(report.stages[1], name="last")
+    arms = arms_of(dataclasses.replace(report, stages=(*report.stages, last)))
+    took = next(arm for arm in arms if arm.name == "last").training
+    assert took.trained_tokens == 2 * before.trained_tokens + 1e6
+
+
+def test_a_search_is_charged_to_whatever_acts_under_the_spec_that_it_found(tmp_path: Path) -> None:
+    project = a_desk(tmp_path / "desk")
+    home = Home.open(tmp_path / "home")
+    measured(home, project, "run-spec", chance=30)
+    checkpoint = imitated(home, project, "run-sft")
+    measured(home, project, "run-sft-measured", chance=60, checkpoint=checkpoint)
+    for run_id, rollouts in (("run-first", 100), ("run-second", 7)):
+        search = a_run(home, project, Method.OPTIMIZE, run_id)
+        spec = project.spec.hash
+        search.note_result(spec=spec, promoted=True)
+        home.store.put_run(dataclasses.replace(search.run, status=RunStatus.SUCCEEDED))
+        summary = SearchSummary(
+            baseline_hash="b",
+            chosen_hash=spec,
+            promoted=True,
+            chosen={},
+            spent={"rollouts": rollouts},
+        )
+        search.folder.mkdir(parents=True, exist_ok=True)
+        (search.folder / SUMMARY).write_bytes(to_json(summary))
+    found = compared(home, project, "run-spec", "run-sft-measured")
+    assert row(found, "run-spec").training.rollouts == 100
+    assert row(found, "run-sft-measured").training.rollouts == 100
+    other = dataclasses.replace(project.spec, decoding=Decoding(temperature=0.5))
+    measured(home, dataclasses.replace(project, spec=other), "run-other", chance=30)
+    found = compared(home, project, "run-spec", "run-other", run_id="other")
+    assert row(found, "run-other").training.rollouts == 0
+
+
+def test_files_that_changed_between_the_runs_are_told(tmp_path: Path) -> None:
+    project = a_desk(tmp_path / "desk")
+    home = Home.open(tmp_path / "home")
+    for run_id, digest in (("run-1", "a"), ("run-2", "a"), ("run-3", "b")):
+        measured(home, project, run_id, chance=30)
+        files = {"environment": {"name": "tools.py", "sha256": digest}}
+        a_run(home, project, Method.EVALUATION, run_id).note_result(files=files)
+    told = "tools.py (environment) changed between run-1 and run-3"
+    assert not any("changed" in note for note in compared(home, project, "run-1", "run-2").notes)
+    found = compared(home, project, "run-1", "run-3", run_id="other")
+    assert any(told in note for note in found.notes)
 
 
 def test_every_stage_of_an_improvement_becomes_a_row(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from builders import a_job
+from safetensors.torch import load_file, save_file
 from tuning import PROJECT, REINFORCEMENT, SUPERVISED, FakeModel, a_home, finished, submitted
 
 from agentrft.core.config import HttpTool, Methods
@@ -20,7 +21,18 @@ from agentrft.core.job import REDACTED
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Method, RunStatus
 from agentrft.core.training_config import Adapter, Optimizer, SupervisedConfig, TrainerConfig
-from agentrft.jobs.export import Exported, ExportError, Format, export, require
+from agentrft.inference.renderer import load_renderer
+from agentrft.inference.templates import chat_template
+from agentrft.jobs.export import (
+    Exported,
+    ExportError,
+    Format,
+    Probe,
+    export,
+    read_back,
+    require,
+    writes_alike,
+)
 from agentrft.jobs.project import Project, open_project
 from agentrft.jobs.serving import ServedModel, served_model
 from agentrft.jobs.starter import write_starter
@@ -28,7 +40,9 @@ from agentrft.jobs.trained import UnchangedError, find_trained
 from agentrft.jobs.training_stage import train
 from agentrft.measure.model_card import Check
 from agentrft.store.home import Home
+from agentrft.training.change import write_merged
 from agentrft.training.credit import imitation
+from agentrft.training.read_back import read_model
 from agentrft.training.trainer import LocalTrainer
 
 _path = Path(__file__).parents[1] / "inference" / "conftest.py"
@@ -39,15 +53,19 @@ _inference: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_inference)
 
 
-def a_trained_run(folder: Path, *, steps: int = 3, kind: Any = "lora") -> Home:
+def a_trained_run(
+    folder: Path, *, steps: int = 3, kind: Any = "lora", learning_rate: float = 2e-2
+) -> Home:
     """A home with the run `run-1`, which trained a tiny model of the family SmolLM2."""
-    base = _inference._write_chat_model(folder / "base")
+    base = folder / "base"
+    if not base.exists():
+        _inference._write_chat_model(base)
     job = a_job(folder / "home", Method.SUPERVISED, config={"model": str(base)})
     trainer = LocalTrainer(
         base,
         TrainerConfig(
             adapter=Adapter(kind=kind, rank=4, alpha=8.0),
-            optimizer=Optimizer(learning_rate=2e-2, warmup_steps=0),
+            optimizer=Optimizer(learning_rate=learning_rate, warmup_steps=0),
             dtype="float32",
             device="cpu",
             threads=1,
@@ -76,6 +94,7 @@ def test_an_export_reads_back_as_what_was_trained(tmp_path: Path, form: Format) 
     done = exported(home, to, form)
     assert done.checks
     assert all(check.difference <= check.bound / 2 for check in done.checks)
+    assert all(check.arrived == pytest.approx(1.0, abs=0.05) for check in done.checks)
     assert done.identity is not None
     assert done.identity < 0.01
     files = {file.name for file in to.iterdir()}
@@ -86,6 +105,72 @@ def test_an_export_reads_back_as_what_was_trained(tmp_path: Path, form: Format) 
     }[form]
     assert expected | {"README.md"} <= files
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_a_bfloat16_model_that_does_not_say_so_is_merged_as_it_is_stored(tmp_path: Path) -> None:
+    base = _inference._write_chat_model(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    rounded = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(rounded, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    config = {key: config[key] for key in config if "dtype" not in key}
+    (base / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/me/secret"}))
+    done = exported(a_trained_run(tmp_path), tmp_path / "out", "merged")
+    (check,) = done.checks
+    assert check.bound == 0.3
+    assert check.difference > 0.005, "rounding is seen"
+    assert "merged, in bfloat16" in (tmp_path / "out" / "README.md").read_text()
+    assert "secret" not in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_an_export_that_lacks_what_was_trained_is_refused_however_little_that_is(
+    tmp_path: Path,
+) -> None:
+    home = a_trained_run(tmp_path, steps=1, learning_rate=2e-3)
+    base, weights = tmp_path / "base", find_trained(home, "run-1").folder
+    merged, twice = tmp_path / "merged", tmp_path / "twice"
+    louder = tmp_path / "louder"
+    shutil.copytree(weights, louder)
+    settings = json.loads((weights / "adapter_config.json").read_text())
+    settings["lora_alpha"] *= 2
+    (louder / "adapter_config.json").write_text(json.dumps(settings))
+    for checkpoint, folder in ((weights, merged), (louder, twice)):
+        folder.mkdir()
+        write_merged(checkpoint, base, folder)
+    ids = tuple(range(10, 40))
+    (trained,), (untrained,) = (read_model(folder, [ids]) for folder in (merged, base))
+    probe = Probe(
+        ids=ids, prompt_tokens=10, logprobs=trained.logprobs, untrained=untrained.logprobs
+    )
+    right, none, double = (
+        read_back([probe], "transformers", "q8_0", folder) for folder in (merged, base, twice)
+    )
+    assert right.arrived == pytest.approx(1.0)
+    for wrong, share in ((none, 0.0), (double, 2.0)):
+        assert wrong.difference < wrong.bound, "what is allowed for q8_0 hides it"
+        assert wrong.arrived == pytest.approx(share, abs=0.4)
+        with pytest.raises(ExportError, match="of what training changed on the probes arrives"):
+            require(replace(wrong, shortfall=0.0))
+
+
+def test_an_export_that_writes_prompts_in_other_tokens_is_refused(tmp_path: Path) -> None:
+    base = _inference._write_chat_model(tmp_path / "base")
+    renderer = load_renderer(base)
+    assert renderer.template is not None
+    (base / "chat_template.jinja").write_text(chat_template(renderer.template, "jinja"))
+    assert writes_alike(base, base, renderer)
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(ExportError, match="in other tokens"):
+        writes_alike(other, base, renderer)
+    shutil.copyfile(base / "chat_template.jinja", other / "chat_template.jinja")
+    described = json.loads((base / "tokenizer.json").read_text())
+    tokens = described["added_tokens"]
+    described["added_tokens"] = [token for token in tokens if token["content"] != "<|im_end|>"]
+    (other / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(ExportError, match="in other tokens"):
+        writes_alike(other, base, renderer)
 
 
 def test_an_adapter_names_its_base_and_holds_no_config_of_a_whole_model(tmp_path: Path) -> None:
@@ -162,6 +247,7 @@ def test_an_export_that_says_something_else_is_refused(difference: float, shortf
         difference=difference,
         bound=0.005,
         shortfall=shortfall,
+        arrived=None,
     )
     with pytest.raises(ExportError, match="read by transformers"):
         require(check)

@@ -18,6 +18,7 @@ from agentrft.core.errors import ConfigError, UserError
 from agentrft.core.protocols import SampleRequest
 from agentrft.core.run import Method, RolloutRecord
 from agentrft.core.training_config import Adapter
+from agentrft.jobs.comparison import compare_runs
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.improve import improve
 from agentrft.jobs.improvement_report import children_of
@@ -169,6 +170,10 @@ def test_another_model_goes_the_same_way_and_is_held_against_the_first(climb: Cl
     assert made["new base"] == 0
     again, _ = rebase_report_again(climb.home, job.run.id)
     assert as_json(again) == told
+    comparison = a_job(climb.home, climb.other, Method.COMPARISON)
+    rows = asyncio.run(compare_runs(comparison, climb.other, [job.run.id])).rows
+    assert {row.name for row in rows if row.trained} == trained, "as in its own report"
+    assert {row.name: row.training.rollouts for row in rows} == made
 
 
 def test_what_the_first_run_measured_is_not_measured_again(climb: Climb) -> None:

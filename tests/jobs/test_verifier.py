@@ -12,7 +12,7 @@ from byte_chat import decode
 from measured_runs import TASKS, a_comparison, a_desk, compared, measured
 from tuning import DemonstrationChat, FakeModel
 
-from agentrft.core.errors import ConfigError, UserError
+from agentrft.core.errors import ConfigError, GraderError, UserError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import RolloutRecord, StepMetrics
 from agentrft.core.usage import TokenUsage
@@ -245,15 +245,42 @@ def test_a_judge_that_nobody_set_up_is_refused(stored: Stored) -> None:
         compared(home, project, "run-base", verifier="judge:nobody", run_id="nobody")
 
 
+@pytest.mark.parametrize("silent", [10, 100])
+def test_what_a_judge_said_nothing_of_is_told_and_asked_again(stored: Stored, silent: int) -> None:
+    home, project = stored
+    model = Judge(TokenUsage(prompt_tokens=50), silent=silent)
+    judging = dataclasses.replace(project, backends=Backends(models={"j": model}))
+    run_id = f"silent-{silent}"
+
+    def judged() -> Comparison:
+        return compared(home, judging, "prompt=run-base", verifier="judge:j", run_id=run_id)
+
+    told = f"judge:j said nothing of {min(silent, 4 * TASKS)} of {4 * TASKS} rollouts"
+    if silent == 10:
+        assert any(told in note and "it is away" in note for note in judged().notes)
+        return
+    with pytest.raises(GraderError, match=told):
+        judged()
+    model.silent, asked = 0, len(model.requests)
+    found = judged()
+    assert len(model.requests) == asked + 4 * TASKS
+    assert not any("said nothing" in note for note in found.notes)
+    best, chosen = (row(found, f"prompt, best of 4 by {who}") for who in ("grader", "judge:j"))
+    assert chosen.pass_at_1.value == best.pass_at_1.value
+
+
 class Judge(ScriptedGraderModel):
     """Gives 1 where it reads a yes."""
 
-    def __init__(self, usage: TokenUsage) -> None:
+    def __init__(self, usage: TokenUsage, *, silent: int = 0) -> None:
         super().__init__([])
-        self.usage = usage
+        self.usage, self.silent = usage, silent
 
     async def ask(self, request: GradingRequest) -> GradingReply:
         self.requests.append(request)
+        if self.silent:
+            self.silent -= 1
+            raise GraderError("it is away")
         result = float("[assistant] yes" in request.messages[-1].content)
         text = json.dumps({"steps": [], "result": result})
         return GradingReply(text=text, finish_reason="stop", usage=self.usage)

@@ -141,6 +141,47 @@ def test_weights_that_are_better_are_said_to_beat_prompt_and_choice() -> None:
     assert f"(95% interval {low:+.1f} to {high:+.1f}, p" in table.answer
 
 
+def test_best_of_k_at_equal_cost_is_as_worked_out_by_hand() -> None:
+    spec = policy("spec", MIXED)
+    tuned = policy("tuned", {task: [1.0] for task in MIXED}, trained=True, tokens=2.5)
+    table = compared(spec, best_of(spec, 4), tuned)
+    (equal,) = (one for one in table.versus if one.equal_cost)
+    # 250 tokens buy two rollouts of 100. Of the six pairs of four rollouts one success is in three,
+    # two are in five, none in none, four in all: (3/6 + 5/6 + 0 + 1) / 4.
+    assert (equal.k, equal.times_the_cost) == (2, 200 / 250)
+    assert equal.pass_at_1 == pytest.approx(7 / 12)
+    assert equal.difference.value == pytest.approx(5 / 12)
+    (four,) = (one for one in table.versus if one.k == 4)
+    assert (four.pass_at_1, four.times_the_cost) == (3 / 4, 400 / 250)
+
+
+def test_at_equal_cost_a_cheap_policy_may_be_drawn_where_a_dear_one_may_not() -> None:
+    base = policy("base", {f"t{n}": [float(n < 16), 0.0, 0.0, 0.0] for n in range(40)}, tokens=0.25)
+    spec = policy("spec", {f"t{n}": [float(n < 24)] * 4 for n in range(40)}, spec="longer")
+    tuned = policy("tuned", solving(0.7), trained=True)
+    table = compared(base, spec, best_of(base, 4), best_of(spec, 4), tuned)
+    assert table.rival == "spec, best of 4 by grader"
+    (equal,) = (one for one in table.versus if one.equal_cost)
+    assert (equal.control, equal.times_the_cost) == ("base, best of 4 by grader", 1.0)
+    assert "buys no second rollout" not in table.answer
+    assert "at equal cost" in table.answer
+    assert "at 4.0 times the cost" in table.answer
+    assert any("base, best of 4 by grader or more" in note for note in table.notes)
+
+
+def test_training_that_costs_nothing_by_these_prices_is_told() -> None:
+    spec = policy("spec", solving(0.5, samples=4))
+    training = Spending(trained_tokens=1e6, seconds=60.0)
+    tuned = policy("tuned", solving(0.9), trained=True, training=training)
+    arms = (spec, best_of(spec, 4), tuned)
+    tokens = PriceList(sampled_tokens=1.0)
+    told = "what training computes costs nothing"
+    assert any(told in note for note in compared(*arms, prices=tokens).notes)
+    assert not any(told in note for note in compared(*arms).notes)
+    hourly = replace(tokens, machine_hour=1.0)
+    assert not any(told in note for note in compared(*arms, prices=hourly).notes)
+
+
 def test_weights_that_are_worse_are_said_to_have_lost() -> None:
     spec = policy("spec", solving(0.9, samples=4))
     tuned = policy("tuned", solving(0.2), trained=True)
@@ -302,3 +343,18 @@ def test_seeds_that_differ_widen_the_interval() -> None:
 def test_trained_and_untrained_weights_are_no_seeds_of_one_policy() -> None:
     with pytest.raises(UserError, match="give these two names"):
         compared(policy("a", solving(0.5), trained=True), policy("a", solving(0.5), start=5.0))
+
+
+def test_two_models_are_no_seeds_of_one_policy() -> None:
+    first, other = seeds("a", 0.5, 0.5)
+    moved = [
+        replace(
+            record,
+            graded=replace(
+                record.graded, trajectory=replace(record.graded.trajectory, model="another")
+            ),
+        )
+        for record in other.records
+    ]
+    with pytest.raises(UserError, match="rollouts of another and .*give each model a name"):
+        compared(first, replace(other, records=moved))

@@ -38,7 +38,16 @@ CARD = ModelCard(
         {"name": "reinforcement", "measured": None},
     ],
     identity=0.012,
-    checks=[Check(read_by="transformers", tokens=38, difference=1e-5, bound=0.005, shortfall=0.0)],
+    checks=[
+        Check(
+            read_by="transformers",
+            tokens=38,
+            difference=1e-5,
+            bound=0.005,
+            shortfall=0.0,
+            arrived=0.998,
+        )
+    ],
     versions={"torch": "2.13"},
     caveats=["The grader did not pass its audit."],
 )
@@ -54,7 +63,7 @@ def test_a_card_says_where_a_model_comes_from_and_what_was_measured() -> None:
     assert "trainer.adapter.rank = 16" in text
     assert "Noted beside these weights: loss 0.25." in text
     assert "- The grader did not pass its audit." in text
-    assert "| transformers | 38 | 1e-05 | 0.005 | the same |" in text
+    assert "| transformers | 38 | 1e-05 | 0.005 | the same | 100% |" in text
 
 
 def test_a_card_shows_no_secret_of_a_grader() -> None:
@@ -62,6 +71,16 @@ def test_a_card_shows_no_secret_of_a_grader() -> None:
     assert "hush" not in text
     assert '"url": "https://example.org/grade?(hidden)"' in text
     assert '"headers": "(hidden)"' in text
+
+
+def test_an_address_inside_a_text_is_no_less_secret() -> None:
+    source = (
+        "ask('https://me:hu@sh@example.org/a?key=hush#hush', 'http://[odd', 'https://b.org?x=1@2')"
+    )
+    text = model_card(replace(CARD, grader={"type": "python", "source": source}))
+    assert "hush" not in text
+    assert "sh@" not in text
+    assert "ask('https://example.org/a?(hidden)', 'http://[odd', 'https://b.org?(hidden)')" in text
 
 
 def test_what_is_not_known_is_said_so() -> None:

@@ -34,10 +34,12 @@ def export(
     if exported.identity is not None:
         _print(f"canaries  {exported.identity:.4f} nats from the trainer, on average")
     for check in exported.checks:
+        arrived = "too little to tell" if check.arrived is None else f"{check.arrived:.0%} arrived"
         greedy = "same" if check.shortfall == 0 else f"ties within {check.shortfall:.2g}"
         _print(
             f"read by {check.read_by}: largest difference {check.difference:.2g} nats over "
-            f"{check.tokens} tokens ({check.bound:g} allowed), greedy continuation {greedy}"
+            f"{check.tokens} tokens ({check.bound:g} allowed), greedy continuation {greedy}, of what "
+            f"training changed {arrived}"
         )
     for note in exported.notes:
         _print(f"note    {note}")

@@ -255,6 +255,9 @@ def modelfile(
     lines += [
         f"PARAMETER temperature {decoding.temperature:g}",
         f"PARAMETER top_p {decoding.top_p:g}",
+        # Ollama's own, 40 and 1.1, would act as another policy than was trained.
+        "PARAMETER top_k 0",
+        "PARAMETER repeat_penalty 1",
         f"PARAMETER num_ctx {context_tokens}",
         *(f"PARAMETER stop {json.dumps(text, ensure_ascii=False)}" for text in stop),
     ]

@@ -1,7 +1,7 @@
 """Runs that measured the holdout, compared: rollouts are read from the store, none is made."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from html import escape
@@ -10,16 +10,16 @@ from typing import Any
 
 from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import ConfigError, UserError
-from agentrft.core.policy import Checkpoint
-from agentrft.core.run import TRAINING, Method, RolloutRecord, Run, StepMetrics
+from agentrft.core.run import TRAINING, Method, RolloutRecord, Run, RunStatus, StepMetrics
 from agentrft.jobs.context import Job
-from agentrft.jobs.control import BEST_OF
+from agentrft.jobs.holdout import runs_beside
 from agentrft.jobs.improvement_report import rebuilt
 from agentrft.jobs.optimize import kept_summary, opened_run, search_report
 from agentrft.jobs.project import Project
+from agentrft.jobs.provenance import FILES
+from agentrft.jobs.rebase_report import rebased_arms
 from agentrft.jobs.regrade import listed_rollouts, rollout_runs
 from agentrft.jobs.serving import OpenModel, served_model
-from agentrft.jobs.stages import BASE, SPEC
 from agentrft.jobs.verifier import JUDGE, LEARNED, Verdicts, judged, verified
 from agentrft.measure.arms import GRADER, spent_on_training
 from agentrft.measure.comparison import (
@@ -31,7 +31,12 @@ from agentrft.measure.comparison import (
     compare,
     samples,
 )
-from agentrft.measure.comparison_section import arms_of, comparison_table, markdown
+from agentrft.measure.comparison_section import (
+    arms_of,
+    comparison_table,
+    markdown,
+    spent_on_search,
+)
 from agentrft.measure.page import document
 from agentrft.measure.report import finite
 from agentrft.store.codec import load_config
@@ -63,6 +68,7 @@ async def compare_runs(
         ]
         arms = [arm for of_run, _ in found for arm in of_run]
         notes = [note for _, of_run in found for note in of_run]
+        notes += _changed_files(job.home, runs)
         k = best_of_k or RELIABLE
         sources = [arm for arm in arms if samples(arm) >= k]
         if not sources and (best_of_k or verifier != GRADER):
@@ -138,7 +144,7 @@ def _teaching(home: Home, runs: Sequence[str]) -> list[RolloutRecord]:
         run = _root(home, _run_id(named))
         led_to = _lineage(home, run.result.get("checkpoint", ""))
         sources |= dict.fromkeys(
-            (*rollout_runs(home.store, run.id), *(job.run.id for job, _ in led_to))
+            (*rollout_runs(home.store, run.id), *(job.run.id for job in led_to))
         )
     lines = listed_rollouts(home.store, [*sources])
     return [
@@ -181,8 +187,10 @@ def _name(prefix: str, name: str, *, single: bool) -> str:
 
 def _measured(home: Home, run: Run) -> tuple[list[Arm], list[str]]:
     match run.method:
-        case Method.IMPROVE | Method.REBASE:
+        case Method.IMPROVE:
             return arms_of(rebuilt(home, run.id).given), []
+        case Method.REBASE:
+            return rebased_arms(opened_run(home, run.id)), []
         case Method.OPTIMIZE:
             job = opened_run(home, run.id)
             config = load_config(ProjectConfig, run.config, run.id)
@@ -202,33 +210,54 @@ def _evaluated(home: Home, run: Run) -> tuple[list[Arm], list[str]]:
     ]
     if not records:
         return [], []
-    name, checkpoint = records[0].stage, str(run.result.get("checkpoint", ""))
-    trained = bool(checkpoint) or name not in (BASE, SPEC, BEST_OF)
+    checkpoint = str(run.result.get("checkpoint", ""))
     lineage = _lineage(home, checkpoint)
-    known = bool(lineage) and not lineage[-1][0].run.result.get("start")
+    known = bool(lineage) and not lineage[-1].run.result.get("start")
+    trained = bool(checkpoint)
     notes = [f"What training {run.id} took is not known here in full."] * (trained and not known)
-    return [Arm(name=name, records=records, training=_took(lineage), trained=trained)], notes
+    took = _searched(home, run, records[0].graded.trajectory.spec_hash, lineage)
+    for job in lineage:
+        # In full: which of its checkpoints is the one to take was not known before its end.
+        rollouts, steps = job.read_all(RolloutRecord), job.read_all(StepMetrics)
+        took += spent_on_training(rollouts, steps, seconds=job.seconds)
+    return [Arm(name=records[0].stage, records=records, training=took, trained=trained)], notes
 
 
-def _took(lineage: Sequence[tuple[Job, int | None]]) -> Spending:
-    """Return what a line of trainings took, each up to the step that was gone on from."""
-    total = Spending()
-    for job, last in lineage:
-        steps = [one for one in job.read_all(StepMetrics) if last is None or one.step <= last]
-        total += spent_on_training(job.read_all(RolloutRecord), steps, seconds=job.seconds)
-    return total
+def _searched(home: Home, run: Run, spec: str, lineage: Sequence[Job]) -> Spending:
+    """Return what the searches took that found the spec, or came before the trainings; each once."""
+    climbs = {job.run.parent_id for job in lineage if job.run.parent_id}
+    took, promoted = Spending(), False
+    for other in reversed([*runs_beside(opened_run(home, run.id))]):
+        if other.method is not Method.OPTIMIZE or other.status is not RunStatus.SUCCEEDED:
+            continue
+        found = bool(other.result.get("promoted")) and other.result.get("spec") == spec
+        # The first that found a spec is the one that it came from.
+        if other.parent_id in climbs or (found and not promoted):
+            took += spent_on_search(kept_summary(opened_run(home, other.id)))
+        promoted = promoted or found
+    return took
 
 
-def _lineage(home: Home, checkpoint: str) -> list[tuple[Job, int | None]]:
-    """Return the trainings that led to a checkpoint, last first, with the step that it is of."""
-    folder = Path(checkpoint)
-    run = home.store.find_run(folder.parent.parent.name) if checkpoint else None
+def _lineage(home: Home, checkpoint: str) -> list[Job]:
+    """Return the trainings that led to a checkpoint, last first."""
+    run = home.store.find_run(Path(checkpoint).parent.parent.name) if checkpoint else None
     if run is None:
         return []
-    job = opened_run(home, run.id)
-    written = {Path(one.path).name: one.step for one in job.read_all(Checkpoint)}
-    own = (job, written.get(folder.name))
-    return [own, *_lineage(home, str(run.result.get("start", "")))]
+    return [opened_run(home, run.id), *_lineage(home, str(run.result.get("start", "")))]
+
+
+def _changed_files(home: Home, runs: Sequence[str]) -> Iterator[str]:
+    """Say which files that tasks and grades come from changed between the runs."""
+    roots = dict.fromkeys(_run_id(named).partition(".")[0] for named in runs)
+    noted = {run_id: home.store.run(run_id).result.get(FILES, {}) for run_id in roots}
+    for what in ("holdout", "environment", "grader"):
+        known = {run_id: files[what] for run_id, files in noted.items() if what in files}
+        if len({file["sha256"] for file in known.values()}) > 1:
+            name = next(iter(known.values()))["name"]
+            yield (
+                f"{name} ({what}) changed between {' and '.join(known)}, so these may have been graded "
+                "otherwise; measure again what was measured before the change."
+            )
 
 
 def _root(home: Home, run_id: str) -> Run:

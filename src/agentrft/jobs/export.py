@@ -5,6 +5,7 @@ Nothing is left behind by one that fails.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from safetensors import SafetensorError
+import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from agentrft.core.config import EngineConfig
 from agentrft.core.errors import AgentRFTError, ConfigError, DataError, UserError
@@ -56,6 +58,10 @@ BOUNDS: Mapping[str, float] = {
 }
 """Nats by which a token of the probes may differ, by what the weights are stored in. Rounding alone
 stays some times below; other weights differ by several nats."""
+_COARSE = (("BF16", "bfloat16"), ("F16", "float16"))
+"""Names of number formats in files, and ours; the coarsest first."""
+CLEAR_MOVE = 0.25
+"""Share of a bound that training must have moved a token by to be told from rounding."""
 IDENTITY_BOUND = 0.1
 """Mean difference of canaries, in nats, between the float32 engine and a trainer in any precision."""
 _CONTINUED = 24
@@ -117,13 +123,15 @@ class _Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Probe:
+class Probe:
     """A prompt with the greedy continuation of the trained weights."""
 
     ids: tuple[int, ...]
     prompt_tokens: int
     logprobs: tuple[float, ...]
     """Of every token after the first."""
+    untrained: tuple[float, ...]
+    """The same by the base model."""
 
 
 async def export(
@@ -170,6 +178,7 @@ def _whole(target: Path, needed_bytes: int) -> Iterator[Path]:
                 "free; free some or give a folder on another disk with --to"
             )
         yield partial
+        os.sync()  # else the name may outlive a power cut that the files do not
         partial.rename(target)
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{target} cannot be written: {error}") from error
@@ -235,10 +244,11 @@ def _refuse(source: _Source, target: Path, form: Format) -> None:
         raise UnchangedError(str(source.trained.folder))
 
 
-async def _probed(source: _Source) -> tuple[list[_Probe], float | None]:
+async def _probed(source: _Source) -> tuple[list[Probe], float | None]:
     """Let our own engine, in float32, continue the probes with the trained weights."""
     from agentrft.inference.embedded.checkpoint import read_checkpoint
     from agentrft.inference.embedded.engine import EmbeddedEngine
+    from agentrft.training.read_back import read_model
 
     check_memory(source.base, "float32")
     prompts = source.prompts
@@ -263,9 +273,15 @@ async def _probed(source: _Source) -> tuple[list[_Probe], float | None]:
         scored = await engine.score(sequences)
     finally:
         engine.close()
+    before = read_model(source.base.folder, sequences)
     return [
-        _Probe(ids=ids, prompt_tokens=len(prompt), logprobs=tuple(logprobs))
-        for ids, prompt, logprobs in zip(sequences, prompts, scored, strict=True)
+        Probe(
+            ids=ids,
+            prompt_tokens=len(prompt),
+            logprobs=tuple(logprobs),
+            untrained=untrained.logprobs,
+        )
+        for ids, prompt, logprobs, untrained in zip(sequences, prompts, scored, before, strict=True)
     ], identity
 
 
@@ -275,17 +291,17 @@ def _write(
     name: str,
     form: Format,
     stored: str,
-    probes: Sequence[_Probe],
+    probes: Sequence[Probe],
 ) -> tuple[tuple[Check, ...], tuple[str, ...]]:
     """Write the weights with tokenizer and chat template, and read them back."""
     back = folder
     match form:
         case "adapter":
             _write_adapter(source, folder)
-            checks = [_read_back(probes, "PEFT", stored, source.base.folder, adapter=folder)]
+            checks = [read_back(probes, "PEFT", stored, source.base.folder, adapter=folder)]
         case "merged":
             _write_merged(source, folder)
-            checks = [_read_back(probes, "transformers", stored, folder)]
+            checks = [read_back(probes, "transformers", stored, folder)]
         case "gguf":
             merged, back = folder / "merged", folder / "back"
             for made in (merged, back):
@@ -298,8 +314,8 @@ def _write(
             shutil.rmtree(merged)
             gguf.convert(file, back, progress=lambda share: None)
             checks = [
-                _read_back(probes, "transformers", stored, folder, gguf_file=file.name),
-                _read_back(probes, "agentrft", stored, back),
+                read_back(probes, "transformers", stored, folder, gguf_file=file.name),
+                read_back(probes, "agentrft", stored, back),
             ]
     notes = tuple(_notes(source, back))
     if form == "gguf":
@@ -344,8 +360,19 @@ def _write_merged(source: _Source, folder: Path) -> None:
     _set_template(source, folder)
 
 
+def _forget_paths(folder: Path) -> None:
+    """Drop where the base model lay when it was saved."""
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        if path.exists():
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            kept = {key: settings[key] for key in settings if not key.endswith("name_or_path")}
+            text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+            path.write_text(text, encoding="utf-8")
+
+
 def _set_template(source: _Source, folder: Path) -> None:
     """Give the folder the chat format that the model was trained in, if it is one of ours."""
+    _forget_paths(folder)
     if source.renderer.template is None:
         return
     path = folder / "tokenizer_config.json"
@@ -370,14 +397,16 @@ def _write_modelfile(source: _Source, folder: Path) -> None:
 
 
 def _stored(folder: Path) -> str:
-    """Return in what a model's weights are stored."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    stored = str(config.get("dtype") or config.get("torch_dtype"))
-    return stored if stored in BOUNDS else "float32"
+    """Return in what a model's weights are stored: of several, the coarsest."""
+    kinds = set[str]()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    return next((ours for theirs, ours in _COARSE if theirs in kinds), "float32")
 
 
-def _read_back(
-    probes: Sequence[_Probe],
+def read_back(
+    probes: Sequence[Probe],
     read_by: str,
     stored: str,
     folder: Path,
@@ -391,23 +420,30 @@ def _read_back(
     readings = read_model(
         folder, [probe.ids for probe in probes], gguf_file=gguf_file, adapter=adapter
     )
-    differences, shortfalls = list[float](), list[float]()
-    for probe, reading in zip(probes, readings, strict=True):
-        said = slice(probe.prompt_tokens - 1, None)
-        pairs = zip(probe.logprobs[said], reading.logprobs[said], strict=True)
-        differences += [abs(ours - theirs) for ours, theirs in pairs]
-        shortfalls += reading.shortfalls[said]
+    pairs = [
+        (slice(probe.prompt_tokens - 1, None), probe, reading)
+        for probe, reading in zip(probes, readings, strict=True)
+    ]
+    trained = np.concatenate([probe.logprobs[said] for said, probe, _ in pairs])
+    untrained = np.concatenate([probe.untrained[said] for said, probe, _ in pairs])
+    read = np.concatenate([reading.logprobs[said] for said, _, reading in pairs])
+    moved, bound = trained - untrained, BOUNDS[stored]
+    clear = np.abs(moved).max() >= CLEAR_MOVE * bound
     return Check(
         read_by=read_by,
-        tokens=len(differences),
-        difference=max(differences),
-        bound=BOUNDS[stored],
-        shortfall=max(shortfalls),
+        tokens=len(trained),
+        difference=float(np.abs(read - trained).max()),
+        bound=bound,
+        shortfall=max(value for said, _, reading in pairs for value in reading.shortfalls[said]),
+        # The slope of what was read on what was trained: a wrong scale shows, rounding averages out.
+        arrived=float((read - untrained) @ moved / (moved @ moved)) if clear else None,
     )
 
 
 def require(check: Check) -> None:
-    """Raise ExportError if what was read back differs by more than rounding explains."""
+    """Raise ExportError if what was read back differs by more than rounding explains, or lacks what
+    was trained.
+    """
     # A continuation may part at a tie: two tokens closer than twice the difference allowed.
     if not (check.difference <= check.bound and check.shortfall <= 2 * check.bound):
         raise ExportError(
@@ -416,20 +452,41 @@ def require(check: Check) -> None:
             f"allowed), and greedy decoding parts by {check.shortfall:.4f}; try another --format or "
             "--precision"
         )
+    if check.arrived is not None and not 0.5 <= check.arrived <= 1.5:
+        raise ExportError(
+            f"the export was not kept: read by {check.read_by}, {check.arrived:.0%} of what training "
+            "changed on the probes arrives in it, which rounding does not explain; try another "
+            "--format or --precision"
+        )
+
+
+def writes_alike(folder: Path, base: Path, renderer: ChatRenderer) -> bool:
+    """Whether an export's chat template writes the probes as the model was trained with.
+
+    Raises ExportError if its tokenizer reads them otherwise than the base model's, or if the template
+    is ours and writes them otherwise.
+    """
+    tokenizer, own = ChatTokenizer(folder), ChatTokenizer(base)
+    prompts = [renderer.start(messages, tools) for messages, tools in _PROBES]
+    texts = [renderer.decode(prompt) for prompt in prompts]
+    alike = [_written(tokenizer, messages, tools) for messages, tools in _PROBES] == prompts
+    if any(tokenizer.encode(text) != own.encode(text) for text in texts) or (
+        renderer.template and not alike
+    ):
+        raise ExportError(
+            "the export was not kept: its tokenizer and chat template write a prompt in other tokens "
+            "than the model was trained with; try another --format"
+        )
+    return alike
 
 
 def _notes(source: _Source, folder: Path) -> list[str]:
-    """Say where the exported chat template writes something else than what was trained."""
-    tokenizer = ChatTokenizer(folder)
-    messages, tools = _PROBES[1]
-    wire = [{"role": one.role, "content": one.content} for one in messages]
-    offered = [_as_sent(tool) for tool in tools]
-    written = tokenizer.apply_chat_template(wire, tools=offered, add_generation_prompt=True)
+    """Say what the user of an export must know."""
     notes = list[str]()
-    if tuple(written) != source.renderer.start(messages, tools):
+    if not writes_alike(folder, source.base.folder, source.renderer):
         notes.append(
-            "The chat template is the base model's own; it writes conversations with tools "
-            "otherwise than this model was trained with, so other programs may see worse results."
+            "The chat template is the base model's own; it writes conversations otherwise than this "
+            "model was trained with, so other programs may see worse results."
         )
     if source.trained.run is not None and is_job(source.trained.run):
         return notes  # there a model is told what each request says
@@ -438,6 +495,15 @@ def _notes(source: _Source, folder: Path) -> list[str]:
     if source.project is None:
         notes.append("The run's project is gone or cannot be read, so `tools.json` is missing.")
     return notes
+
+
+def _written(
+    tokenizer: ChatTokenizer, messages: Sequence[Message], tools: Sequence[ToolSpec]
+) -> tuple[int, ...]:
+    """Return the prompt that an exported chat template writes."""
+    wire = [{"role": one.role, "content": one.content} for one in messages]
+    offered = [_as_sent(tool) for tool in tools] or None
+    return tuple(tokenizer.apply_chat_template(wire, tools=offered, add_generation_prompt=True))
 
 
 def _write_card(

@@ -181,7 +181,8 @@ class _Climb:
             )
         except NothingLearnedError as error:
             self.job.event(f"the {stage} is passed over. {error}", level="warn")
-            if (tried := with_training(self.job, stage, ())).records:
+            tried = with_training(self.job, stage, ())
+            if tried.records or tried.metrics:
                 self.stages.append(tried)
             return
         if method is Method.DISTILLATION:

@@ -83,7 +83,8 @@ def rebuilt(home: Home, run_id: str) -> Report:
         home=home, run=home.store.run(run_id), progress=SilentProgress(), stop=asyncio.Event()
     )
     children = children_of(job)
-    stages = [stage for stage in _stages(job, children) if stage.records]
+    # A training that rolled nothing out, and left nothing to go on with, was paid for all the same.
+    stages = [stage for stage in _stages(job, children) if stage.records or stage.metrics]
     if not stages:
         raise UserError(f"run {run_id} has no measured stage yet; nothing to report")
     path = job.folder / CLIMB

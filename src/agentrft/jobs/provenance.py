@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from agentrft.inference.cache import file_sha256
@@ -28,7 +29,7 @@ def file_hashes(project: Project) -> Mapping[str, Mapping[str, Any]]:
         named["grader"] = str(config.grader.get("function", "")).partition(":")[0]
     paths = {what: (name, project.folder / name) for what, name in named.items() if name}
     return {
-        what: {"name": name, "sha256": file_sha256(path)}
+        what: {"name": path.name if Path(name).is_absolute() else name, "sha256": file_sha256(path)}
         for what, (name, path) in paths.items()
         if path.is_file()
     }

@@ -1,6 +1,6 @@
 """The report of a rebase: old and new model, before and after, in one table and one sentence."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,11 +47,7 @@ def rebase_report_again(home: Home, run_id: str) -> tuple[Report, Path]:
 def rebase_report(job: Job) -> Report:
     """Return the report, as far as the run got. Raises UserError if nothing was measured yet."""
     config, children = load_config(ProjectConfig, job.run.config, job.run.id), children_of(job)
-    stages = tuple(
-        StageResult(name=name, records=children[name + MEASURED].read_all(RolloutRecord))
-        for name in STAGES
-        if name + MEASURED in children
-    )
+    stages = _stages(children)
     if not stages:
         raise UserError(f"run {job.run.id} has no measured stage yet; nothing to report")
     tested = children.get(f"{NEW_TUNED} spec")
@@ -76,21 +72,34 @@ def rebase_report(job: Job) -> Report:
     return replace(report, payoff=_decision(job, config, stages))
 
 
-def _decision(job: Job, config: ProjectConfig, stages: Sequence[StageResult]) -> Payoff:
+def _stages(children: Mapping[str, Job]) -> tuple[StageResult, ...]:
+    return tuple(
+        StageResult(name=name, records=children[name + MEASURED].read_all(RolloutRecord))
+        for name in STAGES
+        if name + MEASURED in children
+    )
+
+
+def rebased_arms(job: Job) -> list[Arm]:
+    """Return the policies that a rebase has measured, each with what its weights took."""
     children = children_of(job)
     origin = opened_run(job.home, job.run.result["origin"])
     first = [origin] if origin.run.method in TRAINING else children_of(origin).values()
     took = {OLD_TUNED: _training(first), NEW_TUNED: _training(children.values())}
     took[NEW_LEAN] = took[NEW_TUNED]
-    arms = [
+    return [
         Arm(
             name=stage.name,
             records=stage.records,
             training=took.get(stage.name, Spending()),
             trained=stage.name in took,
         )
-        for stage in stages
+        for stage in _stages(children)
     ]
+
+
+def _decision(job: Job, config: ProjectConfig, stages: Sequence[StageResult]) -> Payoff:
+    children, origin = children_of(job), opened_run(job.home, job.run.result["origin"])
     by_stage = {stage.name: stage.records for stage in stages}
     split = "holdout, since there are no validation"
     for name in (OLD_TUNED, NEW_TUNED):
@@ -100,7 +109,10 @@ def _decision(job: Job, config: ProjectConfig, stages: Sequence[StageResult]) ->
     try:
         answer = adoption(models, by_stage[OLD_TUNED], by_stage[NEW_TUNED], config, split)
         table = compare(
-            arms, pass_threshold=config.pass_threshold, prices=config.prices, reference=OLD_TUNED
+            rebased_arms(job),
+            pass_threshold=config.pass_threshold,
+            prices=config.prices,
+            reference=OLD_TUNED,
         )
     except UserError as error:
         answer = f"Cannot tell whether to change the model: {error}."

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from agentrft.core.errors import UserError
+from agentrft.core.errors import GraderError, UserError
 from agentrft.core.grade import Grade, Outcome
 from agentrft.core.protocols import Sampler
 from agentrft.core.run import Method, RolloutRecord, StepMetrics
@@ -97,7 +97,7 @@ async def judged(job: Job, project: Project, name: str, arms: Sequence[Arm]) -> 
     """Return the word of a judge on each rollout of the arms.
 
     What an interrupted run stored is not asked again. Raises ConfigError for a model that is no
-    entry of `grader_models`.
+    entry of `grader_models`, GraderError if it said nothing of most rollouts.
     """
     said = {
         "type": "score_model",
@@ -120,7 +120,11 @@ async def judged(job: Job, project: Project, name: str, arms: Sequence[Arm]) -> 
     if not verdicts.is_done:
         async with verdicts.running():
             await _each(verdicts, arms, judge)
-    return Verdicts(verdicts=tuple(_kept(verdicts, arm) for arm in arms))
+            _unsaid(verdicts, arms, JUDGE + name)
+    return Verdicts(
+        verdicts=tuple(_kept(verdicts, arm) for arm in arms),
+        notes=_unsaid(verdicts, arms, JUDGE + name),
+    )
 
 
 async def verified(
@@ -161,7 +165,7 @@ async def _each(job: Job, arms: Sequence[Arm], judge: Judge) -> None:
     """Store a verdict on every graded rollout of every arm, under the arm's name."""
     missing: list[RolloutRecord] = []
     for arm in arms:
-        known = _kept(job, arm)
+        known = [key for key, grade in _kept(job, arm).items() if not grade.failure]
         missing += [
             replace(record, stage=arm.name, split="holdout", step=0)
             for record in arm.records
@@ -178,6 +182,18 @@ async def _each(job: Job, arms: Sequence[Arm], judge: Judge) -> None:
                 [replace(one, graded=replace(one.graded, grade=grade)) for one, grade in pairs]
             )
             phase.advance(len(page))
+
+
+def _unsaid(job: Job, arms: Sequence[Arm], name: str) -> tuple[str, ...]:
+    """Return a note on rollouts of which a judge said nothing. Raises GraderError if most are such."""
+    kept = {key: grade for arm in arms for key, grade in _kept(job, arm).items()}
+    failures = [grade.failure for grade in kept.values() if grade.failure]
+    if not failures:
+        return ()
+    told = f"{name} said nothing of {len(failures)} of {len(kept)} rollouts ({failures[0].message})"
+    if 2 * len(failures) > len(kept):
+        raise GraderError(f"{told}; mend that, and --resume asks for these again")
+    return (f"{told}; these are chosen last.",)
 
 
 def _kept(job: Job, arm: Arm) -> dict[RolloutKey, Grade]:

@@ -200,8 +200,8 @@ def check_comparable(arms: Sequence[Arm]) -> None:
             )
         if _graders(arm) != graders or (arm.grader and first.grader and arm.grader != first.grader):
             raise UserError(
-                f"{first.name!r} and {arm.name!r} were graded by other graders; grade one again "
-                "with the other's (`agentrft regrade`), or measure both again"
+                f"{first.name!r} and {arm.name!r} were graded by other graders, so their rates do not "
+                "compare; measure both with one grader"
             )
     for seeds in seeds_of(arms):
         keys = [rollout_key(one.graded.trajectory) for arm in seeds for one in arm.records]
@@ -209,6 +209,12 @@ def check_comparable(arms: Sequence[Arm]) -> None:
             raise UserError(
                 f"{seeds[0].name!r} names the same rollouts twice; runs of one name count as seeds of "
                 "one policy, so name each run once"
+            )
+        models = {one.graded.trajectory.model for arm in seeds for one in arm.records}
+        if len(models) > 1:
+            raise UserError(
+                f"{seeds[0].name!r} names rollouts of {' and '.join(sorted(models))}; runs of one name "
+                "count as seeds of one policy, so give each model a name"
             )
         if len({arm.trained for arm in seeds}) > 1:
             raise UserError(

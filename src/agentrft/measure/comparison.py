@@ -120,6 +120,8 @@ class Versus:
     k: int
     pass_at_1: float
     """Of the control."""
+    equal_cost: bool
+    """Whether the control is the best-of-k of equal cost."""
     times_the_cost: float
     """What the control costs per task, as a multiple of the trained arm's."""
     difference: PairedDifference
@@ -169,7 +171,8 @@ def compare(
         key=lambda one: (one.arm.trained, one.cost_training, one.arm.k, one.arm.name),
     )
     base = _reference(measured, reference)
-    rival = _rival(measured)
+    choices = _choices(measured)
+    rival = _best(choices)
     others = [one for one in measured if one is not base]
     differences = [seeded_difference(base.seeds, one.seeds) for one in others]
     adjusted = holm([difference.p_value for difference in differences])
@@ -177,7 +180,7 @@ def compare(
         one.arm.name: (difference, p)
         for one, difference, p in zip(others, differences, adjusted, strict=True)
     }
-    versus = _versus(measured, rival)
+    versus = _versus(measured, choices)
     best = _best(one for one in measured if one.arm.trained and one.arm.k == 1)
     own = tuple(one for one in versus if best and one.trained == best.arm.name)
     return Comparison(
@@ -187,7 +190,7 @@ def compare(
         unit=_unit(price_list),
         versus=own,
         answer=_answer(base, best, rival, own),
-        notes=tuple(_notes(measured, best, rival)),
+        notes=tuple(_notes(measured, best, choices)),
     )
 
 
@@ -375,24 +378,29 @@ def _reference(measured: Sequence[_Measured], name: str) -> _Measured:
     return best
 
 
-def _rival(measured: Sequence[_Measured]) -> _Measured | None:
-    """Return the control: a choice that can be served before one that needs the grader."""
+def _choices(measured: Sequence[_Measured]) -> list[_Measured]:
+    """Return the controls: choices that can be served; only without any those by the grader."""
     choices = [one for one in measured if one.arm.k > 1 and not one.arm.trained]
     served = [one for one in choices if one.arm.chosen_by != GRADER]
-    return _best(served or choices)
+    return served or choices
 
 
-def _versus(measured: Sequence[_Measured], rival: _Measured | None) -> list[Versus]:
+def _versus(measured: Sequence[_Measured], choices: Sequence[_Measured]) -> list[Versus]:
     """Hold every trained arm against the best prompt, best-of-k at equal cost, and best of four."""
     prompt = _best(one for one in measured if not one.arm.trained and one.arm.k == 1)
-    pairs: list[tuple[_Measured, _Measured]] = []
+    rival = _best(choices)
+    pairs: list[tuple[_Measured, _Measured, bool]] = []
     for one in measured:
         if one.arm.trained and one.arm.k == 1 and prompt:
-            pairs.append((one, prompt))
+            pairs.append((one, prompt, False))
+            equal = _at_equal_cost(one, choices)
+            if equal:
+                pairs.append((one, equal, True))
             if rival:
-                ks = {_equal_cost_k(one, rival), min(RELIABLE, rival.most)} - {1}
-                pairs += [(one, rival.at(k)) for k in sorted(ks)]
-    differences = [seeded_difference(second.seeds, first.seeds) for first, second in pairs]
+                four = rival.at(min(RELIABLE, rival.most))
+                if not equal or four.arm.name != equal.arm.name:
+                    pairs.append((one, four, False))
+    differences = [seeded_difference(second.seeds, first.seeds) for first, second, _ in pairs]
     adjusted = holm([difference.p_value for difference in differences])
     return [
         Versus(
@@ -400,6 +408,7 @@ def _versus(measured: Sequence[_Measured], rival: _Measured | None) -> list[Vers
             control=second.arm.name,
             k=second.arm.k,
             pass_at_1=second.rate.value,
+            equal_cost=equal_cost,
             times_the_cost=second.cost_per_task / first.cost_per_task
             if first.cost_per_task
             else math.inf,
@@ -407,7 +416,9 @@ def _versus(measured: Sequence[_Measured], rival: _Measured | None) -> list[Vers
             adjusted_p=p,
             verdict=_verdict(difference, p),
         )
-        for (first, second), difference, p in zip(pairs, differences, adjusted, strict=True)
+        for (first, second, equal_cost), difference, p in zip(
+            pairs, differences, adjusted, strict=True
+        )
     ]
 
 
@@ -417,12 +428,17 @@ def _verdict(difference: PairedDifference, adjusted_p: float) -> Verdict:
     return "better" if difference.value > 0 else "worse"
 
 
-def _equal_cost_k(trained: _Measured, rival: _Measured) -> int:
-    """Return the largest measured k whose cost per task is at most the trained arm's; 1 at least."""
+def _at_equal_cost(trained: _Measured, choices: Sequence[_Measured]) -> _Measured | None:
+    """Return the best of what the choices come to at the trained arm's cost per task, if it buys any.
+
+    Each takes the largest measured k whose cost is at most that: a cheaper policy may be drawn more
+    often than the one that is best at any price.
+    """
     affordable = (
-        k for k in range(rival.most, 1, -1) if rival.at(k).cost_per_task <= trained.cost_per_task
+        next((at for at in drawn if at.cost_per_task <= trained.cost_per_task), None)
+        for drawn in (map(choice.at, range(choice.most, 1, -1)) for choice in choices)
     )
-    return next(affordable, 1)
+    return _best(filter(None, affordable))
 
 
 def _answer(
@@ -456,21 +472,19 @@ def _answer(
     told = [f"{lead}: {solves}, {prompt.control} {prompt.pass_at_1:.1%}, {_points(prompt)}"]
     if rival is None:
         told.append("best-of-k was not measured")
-    else:
-        equal = _equal_cost_k(best, rival)
-        if equal == 1:
-            told.append("at equal cost best-of-k buys no second rollout")
-        told += [_against(one, equal) for one in choices]
+    elif not any(one.equal_cost for one in choices):
+        told.append("at equal cost best-of-k buys no second rollout")
+    told += map(_against, choices)
     return "; ".join(told) + "."
 
 
-def _against(one: Versus, equal: int) -> str:
+def _against(one: Versus) -> str:
     said = {
         "better": "they beat",
         "worse": "they lost to",
         "cannot tell": "it cannot be told whether they beat",
     }[one.verdict]
-    place = "at equal cost" if one.k == equal else f"at {one.times_the_cost:.1f} times the cost"
+    place = "at equal cost" if one.equal_cost else f"at {one.times_the_cost:.1f} times the cost"
     return f"{place} {said} {one.control} ({one.pass_at_1:.1%}), {_points(one)}"
 
 
@@ -484,19 +498,26 @@ def _points(one: Versus) -> str:
 
 
 def _notes(
-    measured: Sequence[_Measured], best: _Measured | None, rival: _Measured | None
+    measured: Sequence[_Measured], best: _Measured | None, choices: Sequence[_Measured]
 ) -> Iterable[str]:
-    if rival is None:
+    if not choices:
         yield NOT_MEASURED
-    elif rival.arm.chosen_by == GRADER:
+    elif choices[0].arm.chosen_by == GRADER:
         yield (
             "Best-of-k by the grader is an upper bound: to serve it, the grader must be there when "
             "the task is, reference included."
         )
-    if best and rival and _equal_cost_k(best, rival) == rival.most:
+    equal = best and _at_equal_cost(best, choices)
+    if best and equal and equal.arm.k == equal.most:
         yield (
-            f"{best.arm.name} costs as much per task as best of {rival.most} or more, and no "
-            "more rollouts were measured; equal cost may buy a larger k."
+            f"{best.arm.name} costs as much per task as {equal.arm.name} or more, and no more rollouts "
+            "were measured; equal cost may buy a larger k."
+        )
+    prices, trains = measured[0].prices, any(one.training.trained_tokens for one in measured)
+    if trains and _unit(prices) == "money" and not prices.machine_hour:
+        yield (
+            "Costs are money and prices.machine_hour is 0, so what training computes costs nothing "
+            "here; break-even is earlier than it should be."
         )
     for one in measured:
         short = sum(len(made) < one.arm.k for graded in one.graded for made in graded.values())

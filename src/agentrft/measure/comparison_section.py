@@ -22,6 +22,7 @@ from agentrft.measure.comparison import (
     samples,
 )
 from agentrft.measure.search_section import cell, figures_table, plain
+from agentrft.measure.search_summary import SearchSummary
 from agentrft.measure.summary import ReportInput, StageResult, by_task
 
 TITLE = "Did the weights pay?"
@@ -64,8 +65,8 @@ def arms_of(given: ReportInput) -> list[Arm]:
     taken, trained = Spending(), False
     for place, stage in enumerate(given.stages):
         holdout = [record for record in stage.records if record.split == given.split]
-        if place == 1:
-            taken += _search(given)  # between the project's own spec and whatever follows
+        if place == 1 and given.search:  # between the project's own spec and whatever follows
+            taken += spent_on_search(given.search)
         taken += spent_on_training(
             stage.records,
             stage.metrics,
@@ -97,10 +98,9 @@ def _with_control(arms: list[Arm], control: StageResult) -> list[Arm]:
     return [*arms, replace(policy, name=f"{policy.name} {control.name}", records=drawn)]
 
 
-def _search(given: ReportInput) -> Spending:
-    if given.search is None:
-        return Spending()
-    used = given.search.spent
+def spent_on_search(search: SearchSummary) -> Spending:
+    """Return what a search took."""
+    used = search.spent
     return Spending(
         rollouts=used.get("rollouts", 0),
         prompt_tokens=used.get("observed_tokens", 0),

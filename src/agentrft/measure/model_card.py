@@ -5,13 +5,18 @@ The front matter is what model hubs read: https://huggingface.co/docs/hub/model-
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 _SECRET = ("headers", "api_key", "key", "token", "secret", "password", "authorization")
 """Keys whose values no card shows."""
+_URL = re.compile(
+    r"""(https?://)(?:[^\s/?#"']*@)?([^\s?#"'<>\\]*)(\?[^\s#"'<>\\]*)?(?:\#[^\s"'<>\\]*)?""",
+    re.IGNORECASE,
+)
+"""Scheme, place and query of an address, wherever it stands."""
 _ONE_AGENT = (
     "It was trained for one agent with its own tools, system text and grader; nothing here says what "
     "it is worth elsewhere."
@@ -34,6 +39,9 @@ class Check:
     bound: float
     shortfall: float
     """How far greedy decoding was from taking another token, at most; 0 where it took the same."""
+    arrived: float | None
+    """Share of what training changed on these tokens that was read back; None if training moved all of
+    them by too little to tell from rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,10 +251,14 @@ def _checks(card: ModelCard) -> str:
                 f"{check.difference:.2g}",
                 f"{check.bound:g}",
                 "the same" if check.shortfall == 0 else f"ties within {check.shortfall:.2g} nats",
+                "too little to tell" if check.arrived is None else f"{check.arrived:.0%}",
             )
             for check in card.checks
         ]
-        heads = ("read by", "tokens", "largest difference (nats)", "allowed", "greedy continuation")
+        heads = (
+            *("read by", "tokens", "largest difference (nats)", "allowed", "greedy continuation"),
+            "of what training changed",
+        )
         lines.append(
             "Loaded back after writing, and compared on probe prompts with the engine that serves "
             "the trained weights, in float32:\n\n" + _table(heads, rows)
@@ -260,10 +272,8 @@ def _limits(card: ModelCard) -> str:
 
 def without_secrets(value: object) -> object:
     """Return JSON with what may be secret hidden: values of headers and keys, and parts of URLs."""
-    if isinstance(value, str) and value.startswith(("http://", "https://")):
-        url = urlsplit(value)
-        netloc = url.netloc.rpartition("@")[2]
-        return url._replace(netloc=netloc, query=url.query and "(hidden)", fragment="").geturl()
+    if isinstance(value, str):
+        return _URL.sub(lambda url: f"{url[1]}{url[2]}{'?(hidden)' if url[3] else ''}", value)
     if isinstance(value, Mapping):
         mapping = cast(Mapping[str, object], value)
         return {
