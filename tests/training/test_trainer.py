@@ -298,8 +298,15 @@ def test_a_checkpoint_fits_only_its_own_model_and_settings(tmp_path: Path, folde
     with pytest.raises(ModelError, match="'lora' weights but adapter.kind is 'full'"):
         _trainer(folder, "full", start=tmp_path / "checkpoint")
     wider = config(adapter=Adapter(rank=8))
-    with pytest.raises(StoreError, match="another shape"):
+    with pytest.raises(ModelError, match="trained with adapter.rank = 4, but it is 8 here"):
         _trainer(folder, config=wider, resume=tmp_path / "checkpoint")
+    # Of the same shapes, yet other weights would come of it.
+    for other, name in (
+        (Adapter(rank=4, alpha=16.0), "alpha"),
+        (Adapter(rank=4, alpha=8.0, targets=("q_proj", "v_proj")), "targets"),
+    ):
+        with pytest.raises(ModelError, match=f"was trained with adapter.{name} = "):
+            _trainer(folder, config=config(adapter=other), start=tmp_path / "checkpoint")
     with pytest.raises(UserError, match="either resume or start"):
         _trainer(folder, resume=tmp_path / "checkpoint", start=tmp_path / "checkpoint")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from agentrft.core.errors import ModelError, UserError
 from agentrft.core.policy import Canary, Weights
 from agentrft.core.sample import Sample
-from agentrft.core.training_config import TrainerConfig
+from agentrft.core.training_config import Adapter, TrainerConfig
 from agentrft.training.checkpoint import (
     TrainerRecord,
     check_base,
@@ -218,6 +218,8 @@ class LocalTrainer:
                 f"checkpoint {checkpoint} holds {record.kind!r} weights but adapter.kind is "
                 f"{self._config.adapter.kind!r}; make them equal"
             )
+        if record.kind == "lora":
+            _check_adapter(record, self._config.adapter, checkpoint)
         read_weights(checkpoint, self.trainable.masters)
         self.trainable.refresh()
         if everything:
@@ -353,6 +355,18 @@ def check_memory(
             f"{free_bytes / 1e9:.2g} GB are free; use a smaller model, adapter.kind 'lora', "
             "or a machine with more memory"
         )
+
+
+def _check_adapter(record: TrainerRecord, adapter: Adapter, checkpoint: Path) -> None:
+    """Raise ModelError if factors would be scaled or placed otherwise than they were trained."""
+    trained: Mapping[str, Any] = record.config["adapter"]
+    for name, own in asdict(adapter).items():
+        told = trained[name]
+        if told != own and (name != "targets" or set(told) != set(own)):
+            raise ModelError(
+                f"checkpoint {checkpoint} was trained with adapter.{name} = {told!r}, but it is "
+                f"{own!r} here, and its weights would be others; make them equal"
+            )
 
 
 def _scored_sample(place: int, ids: Sequence[int]) -> Sample:
