@@ -11,16 +11,17 @@ from byte_chat import a_setup as a_desk
 from tuning import DemonstrationChat
 
 from agentrft.core.config import Limits, ProjectConfig
-from agentrft.core.errors import UserError
+from agentrft.core.errors import DataError
 from agentrft.core.grade import Grade, GradedTrajectory
 from agentrft.core.sample import Sample
 from agentrft.core.spec import AgentSpec, Section
-from agentrft.core.task import Message, Preference
+from agentrft.core.task import Message, Preference, ToolSpec
 from agentrft.core.trajectory import Failure, FailureKind
 from agentrft.jobs.pairs import Mined, comparable, mined, parting, rendered_pair
 from agentrft.jobs.project import Project
 from agentrft.rollout.environment import python_environment
 from agentrft.rollout.scripted import ScriptedEnvironment
+from agentrft.training.credit import NothingToCompareError
 
 LOOK_UP = calls(("get_order", {"order_id": "W1"}))
 
@@ -180,9 +181,22 @@ def test_conversations_are_rendered_under_the_spec_and_parted_like_rollouts(tmp_
 def test_outputs_that_say_the_same_are_refused_and_left_out(tmp_path: Path) -> None:
     project, chat = a_project(tmp_path), DemonstrationChat()
     same, good = a_preference("yes", "yes"), a_preference("yes", "no")
-    with pytest.raises(UserError, match="pair 'p'"):
+    with pytest.raises(NothingToCompareError, match="pair 'p'"):
         rendered_pair(same, project, chat)
     assert len(comparable([same, good], project, chat)) == 1
+
+
+def test_what_the_chat_format_cannot_express_is_told_and_not_taken_for_outputs_alike(
+    tmp_path: Path,
+) -> None:
+    class Rewriting(DemonstrationChat):
+        def demonstration(
+            self, messages: Sequence[Message], tools: Sequence[ToolSpec]
+        ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+            raise DataError("this model's chat template rewrites earlier turns")
+
+    with pytest.raises(DataError, match="rewrites earlier turns"):
+        comparable([a_preference("yes", "no")], a_project(tmp_path), Rewriting())
 
 
 def test_what_is_cut_at_the_end_is_left_out_if_nothing_remains_to_compare(tmp_path: Path) -> None:

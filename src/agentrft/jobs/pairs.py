@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from agentrft.core.errors import UserError
 from agentrft.core.grade import GradedTrajectory, Outcome
 from agentrft.core.sample import Sample
 from agentrft.core.seeds import derive_seed
@@ -17,7 +16,7 @@ from agentrft.core.trajectory import Trajectory
 from agentrft.jobs.project import Project
 from agentrft.jobs.serving import DemonstrationRenderer
 from agentrft.jobs.supervised import rendered
-from agentrft.training.credit import preference_pair
+from agentrft.training.credit import NothingToCompareError, preference_pair
 
 Pair = tuple[Sample, Sample]
 """What is preferred, then what is rejected."""
@@ -90,7 +89,8 @@ def rendered_pair(
 ) -> Pair:
     """Render both ways as demonstrations are; what is longer than `longest` tokens is cut at the end.
 
-    Raises UserError if the assistant says nothing in one of them that it does not say in the other.
+    Raises NothingToCompareError if the assistant says nothing in one of them that it does not say in
+    the other, and DataError for what the model's chat format cannot express.
     """
     ways = [rendered([way], project, renderer, longest=longest) for way in preference.ways]
     preferred, rejected = ((s[0].token_ids, s[0].action_mask) if s else ((), ()) for s in ways)
@@ -109,7 +109,7 @@ def comparable(
     for preference in preferences:
         try:
             pairs.append(rendered_pair(preference, project, renderer, longest=longest))
-        except UserError:
+        except NothingToCompareError:
             continue
     return pairs
 

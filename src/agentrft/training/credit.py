@@ -17,6 +17,10 @@ LossName = Literal["policy_gradient", "cross_entropy", "preference"]
 LEAST_SPREAD = 1e-9
 
 
+class NothingToCompareError(UserError):
+    """A side of a pair has no token of its own that the policy writes."""
+
+
 def credited_group(group: Group, credit: Credit, *, temperature: float) -> list[Sample]:
     """Return the samples of a group's survivors, with credit on each of their action tokens.
 
@@ -114,7 +118,7 @@ def preference_pair(
     """Return the two samples of a pair, each given as token ids and action mask.
 
     Only action tokens from the first difference on carry loss: what both begin with says nothing
-    about which one is better. Raises UserError if either has none of those.
+    about which one is better. Raises NothingToCompareError if either has none of those.
     """
     same = zip(preferred[0], rejected[0], strict=False)
     divergence = next(
@@ -128,7 +132,7 @@ def preference_pair(
     ):
         counted = [action and place >= divergence for place, action in enumerate(mask)]
         if not any(counted):
-            raise UserError(
+            raise NothingToCompareError(
                 f"pair {id!r}: the {name} side has no token of its own that the policy writes; "
                 "the two sides must differ in what the assistant says"
             )
