@@ -4,6 +4,7 @@ import asyncio
 import csv
 import importlib.util
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -277,6 +278,23 @@ def test_held_out_rows_are_measured_and_their_best_checkpoint_stays(tmp_path: Pa
     told = [event.message for event in job.read_all(Event)]
     assert told[0] == "before step 1: held out: loss 5.000, token accuracy 0.000"
     assert told[2] == "step 4: held out: loss 1.000, token accuracy 0.400"
+
+
+class Unsteady(RecordingTrainer):
+    """Its held-out loss is no number at first, then the same twice, then higher."""
+
+    def measure(self, samples: Sequence[Sample]) -> Mapping[str, float]:
+        return {"loss": {2: math.nan, 4: 1.0, 6: 1.0}.get(self.steps_done, 2.0)}
+
+
+def test_of_equal_losses_the_last_is_the_best_and_what_is_no_number_never_is(
+    tmp_path: Path,
+) -> None:
+    job = a_job(tmp_path, Method.SUPERVISED)
+    imitated_by(job, Unsteady(), steps=10, checkpoint_interval=4)
+    kept = [c.step for c in job.read_all(Checkpoint) if Path(c.path).is_dir()]
+    assert kept == [6, 8, 10]
+    assert job.run.result["best_step"] == 6
 
 
 def test_an_interval_of_0_keeps_a_checkpoint_of_each_epoch(tmp_path: Path) -> None:

@@ -101,14 +101,16 @@ async def learn(
                     metrics = {**metrics, **await _look(trainer, held_out)}
                 job.append([StepMetrics(step=step, values=metrics)])
                 keeper.committed(step, step, metrics)
-                if LOSS in metrics:
+                # A loss that is no number is less than none, so it must not be the lowest.
+                if math.isfinite(metrics.get(LOSS, math.nan)):
                     keeper.validated(step, ValidationScores(loss=metrics[LOSS]))
                 follower.stepped(StepResult(step=step, metrics=metrics))
                 await keeper.after_step()
                 phase.note(f"loss {metrics['loss']:.3f}")
                 phase.advance()
     if losses := stored_losses(job):
-        job.note_result(best_step=min(losses, key=lambda step: losses[step]))
+        # Of equal ones the last, as among checkpoints.
+        job.note_result(best_step=min(losses, key=lambda step: (losses[step], -step)))
     return job.checkpoint()
 
 
@@ -132,9 +134,13 @@ async def _look(trainer: Trainer, held_out: HeldOut) -> Mapping[str, float]:
 
 
 def stored_losses(job: Job) -> dict[int, float]:
-    """Return the loss on held-out rows by step, where it was measured."""
+    """Return the loss on held-out rows by step, where it was measured and is a number."""
     stored = job.read_all(StepMetrics)
-    return {step.step: step.values[LOSS] for step in stored if LOSS in step.values}
+    return {
+        step.step: step.values[LOSS]
+        for step in stored
+        if LOSS in step.values and math.isfinite(step.values[LOSS])
+    }
 
 
 def epoch_steps(rows: int, batch_size: int) -> int:
