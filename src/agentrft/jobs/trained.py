@@ -1,5 +1,6 @@
 """Trained weights found by whatever names them: a run, a model of the API, or a folder."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,8 +84,9 @@ def _of_run(home: Home, run: Run) -> Trained:
 
 
 def _of_model(home: Home, name: str) -> Trained:
-    # The job's id is the last part of the name, before the part that names a checkpoint.
-    job_id = f"ftjob-{name.split(':')[4]}" if name.count(":") >= 4 else ""
+    # The job's id is the last part of the name, before the part that names a checkpoint; a suffix
+    # may hold colons of its own.
+    job_id = f"ftjob-{re.sub(r':ckpt-step-[0-9]+$', '', name).rpartition(':')[2]}"
     for model in home.catalogue.of_job(job_id):
         if model.id == name:
             return Trained(folder=Path(model.path), run=home.store.find_run(job_id))
