@@ -310,6 +310,7 @@ WRONG_ROWS: list[tuple[RowKind, Any, str]] = [
     ("dpo", {}, "input': is missing or null"),
     ("dpo", GOOD["supervised"], "input': is missing or null"),
     ("dpo", GOOD["dpo"] | {"input": {}}, "input.messages': missing or empty"),
+    ("dpo", GOOD["dpo"] | {"tools": [TOOL]}, "'tools': a pair has it in 'input'"),
     (
         "dpo",
         GOOD["dpo"] | {"input": {"messages": [USER, ANSWER]}},

@@ -129,6 +129,11 @@ def preference_of(row: Mapping[str, Any], name: str = "") -> Preference:
     given = row.get("input")
     if not isinstance(given, dict):
         raise RowError(f"field 'input': is {kind_of(given)}; expected an object with 'messages'")
+    for key in ("messages", "tools", "parallel_tool_calls"):
+        if row.get(key) is not None:
+            raise RowError(
+                f"field '{key}': a pair has it in 'input', for both outputs; move it there"
+            )
     given = cast(dict[str, Any], given)
     messages = _messages(given, "messages", "input.")
     if messages[-1].role == "assistant":
