@@ -1,5 +1,7 @@
 import asyncio
 import csv
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from tuning import (
     REINFORCEMENT,
     SUPERVISED,
     FakeModel,
+    ObservedTrainer,
     a_home,
     callable_names,
     carried_out,
@@ -21,6 +24,7 @@ from tuning import (
     finished,
     interrupt_in_step,
     messages,
+    pairs,
     questions,
     submitted,
 )
@@ -29,6 +33,7 @@ from agentrft.core.errors import LeaseLostError, SamplerError, StoreError
 from agentrft.core.job import FineTuningMethod, JobStatus
 from agentrft.core.protocols import SampleRequest
 from agentrft.core.run import RolloutRecord, RunStatus, StepMetrics
+from agentrft.core.sample import Sample
 from agentrft.jobs.fine_tuning import Interruption, LeasedJob
 
 ALONE = replace(REINFORCEMENT, eval_interval=None, eval_samples=None)
@@ -144,6 +149,60 @@ def test_a_job_that_never_found_spread_fails_whatever_weights_it_began_from(tmp_
     assert failed.error is not None
     assert failed.error.code == "weights_unchanged"
     assert "nothing to reinforce" in failed.error.message
+
+
+def silent(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same conversations, of which nothing is to be imitated."""
+    asked = {"role": "user", "content": "hi"}
+    return [{"messages": [asked, {**row["messages"][-1], "weight": 0}]} for row in rows]
+
+
+def test_rows_without_anything_to_imitate_fail_the_job_by_their_file(tmp_path: Path) -> None:
+    home = a_home(tmp_path)
+    alike = {**pairs(1)[0], "non_preferred_output": pairs(1)[0]["preferred_output"]}
+    submitted(home, SUPERVISED, validation=silent(conversations(2)), job_id="ftjob-1")
+    submitted(home, PREFERENCE, validation=[alike], job_id="ftjob-2")
+    warned = {"preflight": "warn"}
+    submitted(home, SUPERVISED, rows=silent(conversations(12)), metadata=warned, job_id="ftjob-3")
+    for _ in range(3):
+        carried_out(home, FakeModel())
+    for job_id in ("ftjob-1", "ftjob-2"):
+        failed = home.queue.get(job_id).job
+        assert failed.error is not None, job_id
+        assert (failed.error.code, failed.error.param) == (
+            "invalid_validation_file",
+            "validation_file",
+        )
+        assert "no row has anything to measure" in failed.error.message
+    carried_out(home, FakeModel())
+    failed = home.queue.get("ftjob-3").job
+    assert failed.error is not None
+    assert failed.error.code == "invalid_training_file"
+
+
+def test_a_run_counts_as_running_while_its_job_trains(tmp_path: Path) -> None:
+    home, model = a_home(tmp_path), FakeModel()
+    seen: list[RunStatus] = []
+    model.on_step = lambda done: seen.append(home.store.run("ftjob-1").status)
+    submitted(home, SUPERVISED)
+    finished(home, model)
+    assert set(seen) == {RunStatus.RUNNING}
+
+
+def test_a_step_that_diverged_is_told_without_a_number(tmp_path: Path) -> None:
+    home, model = a_home(tmp_path), FakeModel()
+    submitted(home, SUPERVISED)
+    carried_out(home, model)
+
+    class Diverging(ObservedTrainer):
+        def step(self, samples: Sequence[Sample]) -> Mapping[str, float]:
+            return {**super().step(samples), "loss": math.nan}
+
+    model.trainer = Diverging
+    carried_out(home, model)
+    told = [event.data for event in events(home) if event.kind == "metrics"]
+    assert [data["train_loss"] for data in told] == [None] * 6
+    assert home.queue.get("ftjob-1").job.trained_tokens == sum(d["trained_tokens"] for d in told)
 
 
 def test_messages_of_weight_zero_are_not_imitated(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ class FakeModel:
 
     before: Callable[[SampleRequest], Awaitable[None]] | None = None
     script: Callable[[SampleRequest], Sequence[int]] = yes_or_no
+    trainer: type[ObservedTrainer] = ObservedTrainer
     trainers: list[ObservedTrainer] = field(default_factory=list[ObservedTrainer])
     starts: list[Path | None] = field(default_factory=list[Path | None])
     held: list[LeasedJob] = field(default_factory=list[LeasedJob])
@@ -112,7 +113,7 @@ class FakeModel:
         resume: Path | None,
         start: Path | None,
     ) -> Trainer:
-        trainer = ObservedTrainer(canaries=CANARIES)
+        trainer = self.trainer(canaries=CANARIES)
         if resume is not None:
             saved = RecordingTrainer.resumed(resume)
             trainer.steps_done, trainer.cursor = saved.steps_done, saved.cursor

@@ -10,7 +10,6 @@ import shutil
 import time
 from dataclasses import replace
 from enum import IntEnum
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -39,6 +38,7 @@ from agentrft.core.job import (
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Trainer
 from agentrft.core.run import Event, RunStatus, StepMetrics
+from agentrft.core.sample import Sample
 from agentrft.core.training_config import MonitorAction, TrainerConfig
 from agentrft.graders.backends import Backends
 from agentrft.inference.models import describe
@@ -50,7 +50,7 @@ from agentrft.jobs.hyperparameters import CONTEXT_TOKENS, Resolved, resolve
 from agentrft.jobs.job_follower import JobFollower, offer_checkpoint, register
 from agentrft.jobs.monitoring import MonitorAlarmError
 from agentrft.jobs.pairs import comparable
-from agentrft.jobs.preference import fitting_pairs, held_out_pairs
+from agentrft.jobs.preference import fitting_pairs
 from agentrft.jobs.preflight import STAGE as PREFLIGHT
 from agentrft.jobs.preflight import (
     Preflight,
@@ -195,6 +195,7 @@ class LeasedJob:
                 warn_only=warn_only,
             )
         unseen, limit = files.validation, project.config.limits.max_context_tokens
+        self._held_out(model, resolved, files)
         if isinstance(method, PreferenceMethod):
             pairs = project.preferences()
             return check_preference(
@@ -256,7 +257,9 @@ class LeasedJob:
         project, resolved, files = self._opened()
         self._record = replace(self._record, error=None)
         self._home.queue.save(self._lease, self._record)
-        self._home.store.put_run(replace(self._work.run, status=RunStatus.RUNNING, error=None))
+        # Kept here too: whoever notes a result writes the whole run again.
+        self._work.run = replace(self._work.run, status=RunStatus.RUNNING, error=None)
+        self._home.store.put_run(self._work.run)
         with self._open_model(project, self._home, trained=True) as model:
             match self._record.method:
                 case ReinforcementMethod():
@@ -292,31 +295,68 @@ class LeasedJob:
         )
 
     async def _learned(self, model: ServedModel, resolved: Resolved, files: JobFiles) -> Checkpoint:
-        """Train on the rows of the job's file: conversations, or pairs of them."""
-        project, interval = model.project, resolved.interval
+        """Train on the rows of the job's file: conversations, or pairs of them.
+
+        Raises DataError if none of them holds anything to learn.
+        """
+        project = model.project
         if isinstance(self._record.method, PreferenceMethod):
             config = resolved.methods.preference
             trainer = self._trainer(model, config.trainer, "preference")
             rows = fitting_pairs(self._work, model, project.preferences())
-            pairs = read_preferences(files.validation, numbered=True) if files.validation else ()
-            held_out = held_out_pairs(self._work, model, pairs, interval)
         else:
             config, longest = resolved.methods.supervised, project.config.limits.max_context_tokens
             trainer = self._trainer(model, config.trainer, "cross_entropy")
-            render = partial(rendered, project=project, renderer=model.renderer, longest=longest)
-            rows = [(sample,) for sample in render(project.demonstrations())]
-            given = read_demonstrations(files.validation, numbered=True) if files.validation else ()
-            unseen = render(given)
-            held_out = HeldOut(samples=unseen, interval=interval) if unseen else None
+            given = project.demonstrations()
+            samples = rendered(given, project, model.renderer, longest=longest)
+            if not samples:
+                raise DataError(
+                    f"no training row has an assistant token within the context of {longest} "
+                    "tokens; shorten the rows"
+                )
+            rows = [(sample,) for sample in samples]
         return await learn(
             self._work,
             trainer,
             rows,
             config,
-            held_out=held_out,
+            held_out=self._held_out(model, resolved, files),
             retention=Retention(best=BEST, best_of=resolved.looks_after),
             follower=JobFollower(self._work, self._lease, self._record, resolved),
         )
+
+    def _held_out(self, model: ServedModel, resolved: Resolved, files: JobFiles) -> HeldOut | None:
+        """Render the validation file. Raises JobFailedError if nothing in it can be measured."""
+        if files.validation is None:
+            return None
+        try:
+            samples = self._unseen(model, files.validation)
+        except DataError as error:
+            raise JobFailedError(
+                JobError(
+                    code="invalid_validation_file",
+                    message=f"{self._record.validation_file}: {error}",
+                    param="validation_file",
+                )
+            ) from error
+        return HeldOut(samples=samples, interval=resolved.interval)
+
+    def _unseen(self, model: ServedModel, path: Path) -> list[Sample]:
+        project, renderer = model.project, model.renderer
+        longest = project.config.limits.max_context_tokens
+        if isinstance(self._record.method, PreferenceMethod):
+            pairs = read_preferences(path, numbered=True)
+            parted = comparable(pairs, project, renderer, longest=longest)
+            samples = [sample for pair in parted for sample in pair]
+        else:
+            rows = read_demonstrations(path, numbered=True)
+            samples = rendered(rows, project, renderer, longest=longest)
+        if not samples:
+            raise DataError(
+                f"no row has anything to measure within the context of {longest} tokens; shorten "
+                "the rows, or leave the file out"
+            )
+        return samples
 
     def _trainer(self, model: ServedModel, config: TrainerConfig, loss: LossName) -> Trainer:
         trainer = model.resumed_trainer(self._work, config, loss, self._start)

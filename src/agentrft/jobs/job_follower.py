@@ -1,5 +1,6 @@
 """What the API shows of a job that trains: an event per step, and checkpoints that can be called."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -69,6 +70,9 @@ class JobFollower:
     def _report(self, result: StepResult) -> StepReport:
         total = self._resolved.steps
         method = self._record.method
+        # Where training diverged, a value is no number, which JSON cannot say.
+        finite = {name: value for name, value in result.metrics.items() if math.isfinite(value)}
+        result = replace(result, metrics=finite)
         if isinstance(method, ReinforcementMethod):
             return reinforcement_report(
                 result.metrics,

@@ -169,7 +169,7 @@ def supervised_report(
         "valid_mean_token_accuracy": full_valid_mean_token_accuracy,
         "full_valid_loss": full_valid_loss,
         "full_valid_mean_token_accuracy": full_valid_mean_token_accuracy,
-        "trained_tokens": values.get("action_tokens"),
+        "trained_tokens": values.get("sample_tokens"),
         "learning_rate": values.get("learning_rate"),
         "timing": {"step": {"training": values.get("train_s")}},
     }
@@ -189,7 +189,7 @@ def preference_report(values: Mapping[str, float], *, step: int, total_steps: in
             f"valid_{name}": values.get(f"validation_{key}")
             for name, key in PREFERENCE_FIGURES.items()
         },
-        "trained_tokens": values.get("action_tokens"),
+        "trained_tokens": values.get("sample_tokens"),
         "learning_rate": values.get("learning_rate"),
         "timing": {"step": {"training": values.get("train_s")}},
     }
