@@ -9,6 +9,10 @@ import pytest
 from byte_chat import ByteChat, a_policy, calls, requests, says
 
 from agentrft.core.errors import UserError
+from agentrft.core.protocols import Environment
+from agentrft.core.task import Task, ToolCall, ToolSpec
+from agentrft.core.trajectory import ToolResult
+from agentrft.graders.fixed import FixedGrader
 from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.chat import COMMANDS, Chat, chosen_task
 from agentrft.jobs.project import Project, open_project
@@ -29,6 +33,10 @@ def talk(
     """Say the lines one by one; return what was shown."""
     speaker = TokenSpeaker(ScriptedSampler(script), ByteChat())
     setup = replace(project.setup(speaker), policy=a_policy(**limits))
+    return talked(project, setup, *lines), setup
+
+
+def talked(project: Project, setup: RolloutSetup, *lines: str) -> list[str]:
     shown, left = list[str](), list(lines)
 
     async def read() -> str | None:
@@ -36,7 +44,23 @@ def talk(
 
     task = chosen_task(project, "")
     asyncio.run(Chat(setup, project, task, read=read, show=shown.append).run())
-    return shown, setup
+    return shown
+
+
+class BrokenTools:
+    """An environment whose tools raise, as those of a system that is down."""
+
+    def __init__(self, inner: Environment) -> None:
+        self._inner = inner
+
+    def tool_specs(self) -> Sequence[ToolSpec]:
+        return self._inner.tool_specs()
+
+    async def call_tool(self, call: ToolCall) -> ToolResult:
+        raise RuntimeError("the library is closed")
+
+    async def close(self) -> None:
+        await self._inner.close()
 
 
 def test_calls_and_results_are_shown_as_they_happen(project: Project) -> None:
@@ -70,6 +94,29 @@ def test_a_limit_ends_a_conversation_and_not_the_chat(project: Project) -> None:
     assert shown[-1] == "agent> anew"
     first, last = requests(setup)[0], requests(setup)[-1]
     assert len(last.prompt_ids) == len(first.prompt_ids)
+
+
+def test_a_tool_that_fails_ends_a_conversation_and_says_what_was_called(project: Project) -> None:
+    tool = project.tools[0].name
+    speaker = TokenSpeaker(ScriptedSampler([calls((tool, {"a": 1})), says("anew")]), ByteChat())
+
+    def opened(task: Task, trace: str) -> Environment:
+        return BrokenTools(project.open_environment(task, trace))
+
+    async def at_once(seconds: float) -> None: ...
+
+    setup = replace(
+        project.setup(speaker),
+        policy=a_policy(),
+        open_environment=opened,
+        grader=FixedGrader(lambda task, trajectory: 0.0),
+        wait=at_once,
+    )
+    shown = talked(project, setup, "a", "b")
+    assert shown[0] == f'  call   {tool} {{"a": 1}}'
+    assert "ended by" in shown[1]
+    assert "the library is closed" in shown[1]
+    assert shown[-1] == "agent> anew"
 
 
 def test_reset_begins_a_conversation_that_knows_nothing_of_the_last(project: Project) -> None:

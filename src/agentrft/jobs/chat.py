@@ -60,6 +60,8 @@ class Chat:
         self._task = task
         self._read, self._show = read, show
         self._talking = self._over = False
+        self._seen = 0
+        """Turns of this conversation that were shown."""
 
     async def run(self) -> None:
         """Talk until the user ends it."""
@@ -70,8 +72,10 @@ class Chat:
                 continue
             told = [one for one in self._task.messages if one.role in ("system", "developer")]
             task = replace(self._task, messages=(*told, first))
-            self._talking = True
+            self._talking, self._seen = True, 0
             graded = await run_episode(self._setup, task, seed=derive_seed("chat", number))
+            for turn in graded.trajectory.turns[self._seen :]:
+                self.sees(turn)  # a tool that failed had no result to show it with
             self._talking, number = False, number + 1
             if failure := graded.trajectory.failure:
                 self._show(f"[ended by {failure.where}: {failure.message}]")
@@ -80,6 +84,7 @@ class Chat:
 
     def sees(self, turn: Turn) -> None:
         """Show what the agent said and did, and what it was answered."""
+        self._seen += 1
         if turn.message.content:
             self._show(f"agent> {turn.message.content}")
         for call in turn.message.tool_calls:
