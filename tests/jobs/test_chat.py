@@ -53,7 +53,7 @@ class BrokenTools:
     def __init__(self, inner: Environment) -> None:
         self._inner = inner
 
-    def tool_specs(self) -> Sequence[ToolSpec]:
+    def tool_specs(self) -> tuple[ToolSpec, ...]:
         return self._inner.tool_specs()
 
     async def call_tool(self, call: ToolCall) -> ToolResult:
