@@ -14,6 +14,7 @@ from builders import a_job
 from tuning import PROJECT, SUPERVISED, FakeModel, a_home, finished, submitted
 
 from agentrft.core.config import Limits, ProjectConfig
+from agentrft.core.errors import ConfigError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import Event, Method, StepMetrics
 from agentrft.core.sample import Sample
@@ -247,8 +248,9 @@ def imitated_by(
     held_out_interval: int = 2,
     steps: int,
     checkpoint_interval: int,
+    last_token: int = 9,
 ) -> None:
-    rows = [imitation((1, n, 9), (False, True, True), f"row-{n}") for n in range(6)]
+    rows = [imitation((1, n, last_token), (False, True, True), f"row-{n}") for n in range(6)]
     config = SupervisedConfig(steps=steps, batch_size=3, checkpoint_interval=checkpoint_interval)
 
     async def main() -> None:
@@ -310,6 +312,15 @@ def test_the_best_loss_of_before_a_kill_still_counts(tmp_path: Path) -> None:
     imitated_by(job, again, steps=9, checkpoint_interval=5)
     kept = [c.step for c in job.read_all(Checkpoint) if Path(c.path).is_dir()]
     assert kept == [4, 5, 9]
+
+
+def test_a_run_that_began_with_other_rows_does_not_go_on(tmp_path: Path) -> None:
+    job = a_job(tmp_path, Method.SUPERVISED)
+    imitated_by(job, Overfitting(), steps=5, checkpoint_interval=5)
+    again = Overfitting.resumed(Path(job.checkpoint().path))
+    with pytest.raises(ConfigError, match=r"began with other rows .* start a new run"):
+        imitated_by(job, again, steps=9, checkpoint_interval=5, last_token=8)
+    assert again.batches == []
 
 
 def test_the_result_file_of_a_job_holds_every_look_at_the_validation_file(tmp_path: Path) -> None:

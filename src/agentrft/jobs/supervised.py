@@ -4,15 +4,17 @@
 """
 
 import asyncio
+import hashlib
 import math
 import random
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from agentrft.core.errors import DataError
+from agentrft.core.errors import ConfigError, DataError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Trainer
 from agentrft.core.run import StepMetrics
@@ -74,9 +76,11 @@ async def learn(
 
     A row's samples are never torn apart. `spec_hash` names the spec under which they were rendered,
     for the record. Where rows are held out, the checkpoint with their lowest loss is kept beside the
-    newest ones, and the run's result names its step.
+    newest ones, and the run's result names its step. Raises ConfigError if the run has begun with
+    other rows.
     """
     follower, first = follower or ValidationLines(job), first_step(trainer)
+    _require_same_rows(job, rows, held_out, begun=first > 0)
     keeper = CheckpointKeeper(
         job,
         trainer,
@@ -114,6 +118,23 @@ async def learn(
     return job.checkpoint()
 
 
+def _require_same_rows(
+    job: Job, rows: Sequence[Sequence[Sample]], held_out: HeldOut | None, *, begun: bool
+) -> None:
+    """Note what the rows are; a run that goes on with others would end as no run ever does."""
+    digest = hashlib.sha256()
+    for row in (*rows, held_out.samples if held_out else ()):
+        for sample in row:
+            digest.update(array("q", sample.token_ids).tobytes() + bytes(sample.action_mask))
+    told = digest.hexdigest()[:16]
+    if begun and job.run.result.get(ROWS, told) != told:
+        raise ConfigError(
+            f"run {job.run.id} cannot go on: it began with other rows than its data and spec give "
+            "now; restore them, or start a new run"
+        )
+    job.note_result(**{ROWS: told})
+
+
 def _flat(rows: Sequence[Sequence[Sample]]) -> list[Sample]:
     """Return the samples of a batch; a pair that comes twice, where an epoch ends, counts twice."""
     return [
@@ -123,6 +144,8 @@ def _flat(rows: Sequence[Sequence[Sample]]) -> list[Sample]:
     ]
 
 
+ROWS = "rows_hash"
+"""In a run's result: of the rows as they are learned from, those held out included."""
 LOSS = "validation_loss"
 """What a step's metrics call the loss on held-out rows."""
 
