@@ -1,6 +1,6 @@
 """How our renderers write conversations, for programs that are not ours.
 
-`.jinja` for transformers and llama.cpp, `.gotmpl` for Ollama; a test holds each to its renderer.
+`.jinja` for transformers and llama.cpp, which a test holds to the renderer; `.gotmpl` for Ollama.
 """
 
 from pathlib import Path
