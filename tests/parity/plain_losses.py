@@ -119,11 +119,15 @@ def pair_loss(
     *,
     beta: float,
     length_normalised: bool,
+    imitation: float = 0.0,
 ) -> Tensor:
     """Return the loss of one pair, the preferred side first."""
     rewards: list[Tensor] = []
+    likely: list[Tensor] = []
     for (ids, action), reference in zip(sides, references, strict=True):
         places = [place - 1 for place, counted in enumerate(action) if counted]
-        ratio = (token_logprobs(model, ids, 1.0)[places] - reference[places]).sum()
+        logprobs = token_logprobs(model, ids, 1.0)[places]
+        likely.append(logprobs.mean())
+        ratio = (logprobs - reference[places]).sum()
         rewards.append(beta * ratio / (len(places) if length_normalised else 1))
-    return -torch.log(torch.sigmoid(rewards[0] - rewards[1]))
+    return -torch.log(torch.sigmoid(rewards[0] - rewards[1])) - imitation * likely[0]

@@ -257,7 +257,15 @@ def _only_own(side: tuple[Sequence[int], Sequence[bool]], first: int) -> tuple[A
     return side[0], [counted and place >= first for place, counted in enumerate(side[1])]
 
 
-@pytest.mark.parametrize("length_normalised", [False, True])
+@pytest.mark.parametrize(
+    "preference",
+    [
+        PreferenceLoss(beta=0.7),
+        PreferenceLoss(beta=0.7, length_normalised=True),
+        PreferenceLoss(beta=0.7, imitation=0.4),
+    ],
+    ids=["plain", "length-normalised", "with imitation"],
+)
 @pytest.mark.parametrize("budget", [16, 120, 100_000])
 @pytest.mark.parametrize(
     ("kind", "reference", "started"),
@@ -269,9 +277,13 @@ def _only_own(side: tuple[Sequence[int], Sequence[bool]], first: int) -> tuple[A
     ],
 )
 def test_pairs_held_to_a_reference(
-    tmp_path: Path, kind: Kind, reference: str, started: bool, budget: int, length_normalised: bool
+    tmp_path: Path,
+    kind: Kind,
+    reference: str,
+    started: bool,
+    budget: int,
+    preference: PreferenceLoss,
 ) -> None:
-    preference = PreferenceLoss(beta=0.7, length_normalised=length_normalised)
     twins = Twins(
         tmp_path,
         kind,
@@ -292,7 +304,12 @@ def test_pairs_held_to_a_reference(
             ]
             shares.append(
                 plain_losses.pair_loss(
-                    twins.policy, sides, references, beta=0.7, length_normalised=length_normalised
+                    twins.policy,
+                    sides,
+                    references,
+                    beta=0.7,
+                    length_normalised=preference.length_normalised,
+                    imitation=preference.imitation,
                 )
             )
         return torch.stack(shares).mean()

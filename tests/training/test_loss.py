@@ -155,7 +155,9 @@ def _preference(log_ratios: list[float], **changes: Any) -> tuple[LossTerms, lis
     """Two pairs of samples with two tokens each, the preferred ones first and last."""
     reference_A = torch.full((8,), -2.0)
     policy_A = (reference_A + torch.tensor(log_ratios)).requires_grad_()
-    settings: dict[str, Any] = dict(beta=0.5, length_normalised=False, normaliser=2.0)
+    settings: dict[str, Any] = dict(
+        beta=0.5, length_normalised=False, imitation=0.0, normaliser=2.0
+    )
     terms = preference(
         policy_A,
         reference_A,
@@ -200,3 +202,14 @@ def test_rewards_accuracy_and_length_normalisation_are_told() -> None:
     assert sums["accuracy"] == 1.0
     normalised = _preference(log_ratios, length_normalised=True)[0].sums
     assert normalised["margin"] == pytest.approx(sums["margin"] / 2)
+
+
+def test_imitation_pulls_only_what_is_preferred() -> None:
+    without, alone = _preference([0.0] * 8)[1], _preference([0.0] * 8, imitation=0.3)[1]
+    added = [one - other for one, other in zip(alone, without, strict=True)]
+    assert added == pytest.approx([-0.075, -0.075, 0, 0, 0, 0, -0.075, -0.075])
+
+
+def test_a_rejected_answer_that_became_impossible_leaves_the_distance_readable() -> None:
+    sums = _preference([0.0, 0.0, -15.0, -15.0, 0.0, 0.0, 0.0, 0.0])[0].sums
+    assert sums["kl_to_reference"] == pytest.approx(28.0, abs=0.01)

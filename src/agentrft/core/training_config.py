@@ -84,6 +84,9 @@ class PreferenceLoss:
     length_normalised: bool = False
     """Log-ratios are means over tokens instead of sums (arXiv 2411.15124), so that long answers are
     not preferred for their length."""
+    imitation: float = 0.0
+    """Weight of imitating what is preferred, beside the margin (arXiv 2404.19733): a margin alone is
+    also won by making both less probable, the rejected one more so."""
 
     @property
     def price(self) -> float:

@@ -129,28 +129,34 @@ def preference(
     *,
     beta: float,
     length_normalised: bool,
+    imitation: float,
     normaliser: float,
 ) -> LossTerms:
-    """Return -sum(log sigmoid(margin)) / normaliser over pairs (DPO, arXiv 2305.18290).
+    """Return -sum(log sigmoid(margin) + imitation * what is preferred) / normaliser over pairs.
 
-    A sample's reward is beta times the sum of its log-ratios to the reference, or their mean; the
-    margin is the preferred one's reward minus the other's. `normaliser` is the pairs of the step.
+    DPO (arXiv 2305.18290), and beside it the mean log-probability of the preferred one's tokens
+    (arXiv 2404.19733). A sample's reward is beta times the sum of its log-ratios to the reference,
+    or their mean; the margin is the preferred one's reward minus the other's. `normaliser` is the
+    pairs of the step. KL is estimated as if the reference had sampled the tokens.
     """
     samples = len(pair_N)
     log_ratio_A = policy_logprobs_A - reference_logprobs_A
+    length_N = _per_sample(torch.ones_like(log_ratio_A), sample_A, samples)
     reward_N = beta * _per_sample(log_ratio_A, sample_A, samples)
     if length_normalised:
-        reward_N = reward_N / _per_sample(torch.ones_like(log_ratio_A), sample_A, samples)
+        reward_N = reward_N / length_N
     side_N = _per_sample(advantages_A, sample_A, samples).sign()
     margin_P = _per_sample(side_N * reward_N, pair_N, int(pair_N.max()) + 1)
-    loss = -F.logsigmoid(margin_P).sum() / normaliser
+    likely_N = _per_sample(policy_logprobs_A, sample_A, samples) / length_N
+    likely = likely_N[side_N > 0].sum()
+    loss = -(F.logsigmoid(margin_P).sum() + imitation * likely) / normaliser
     with torch.no_grad():
         sums = {
             "accuracy": float((margin_P > 0).sum()),
             "margin": float(margin_P.sum()),
             "preferred_reward": float(reward_N[side_N > 0].sum()),
             "rejected_reward": float(reward_N[side_N < 0].sum()),
-            "kl_to_reference": float(k3(-log_ratio_A).sum()),
+            "kl_to_reference": float(k3(log_ratio_A).sum()),
         }
     return LossTerms(loss=loss, sums=sums)
 

@@ -140,6 +140,7 @@ class Preference:
             batch.pair_N,
             beta=self.settings.price,
             length_normalised=self.settings.length_normalised,
+            imitation=self.settings.imitation,
             normaliser=normaliser,
         )
 

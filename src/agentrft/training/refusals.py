@@ -123,6 +123,8 @@ def _preference(config: PreferenceConfig) -> Iterator[str]:
     beta = config.trainer.preference.price
     if beta <= 0:
         yield f"trainer.preference.beta is {beta:g}; it must be above 0"
+    if (imitation := config.trainer.preference.imitation) < 0:
+        yield f"trainer.preference.imitation is {imitation:g}; it must be 0 or more"
     yield from _counts(steps=config.steps, batch_size=config.batch_size, samples=config.samples)
     yield from _counts(most_per_task=config.most_per_task)
     yield from _unread(config.trainer, "loss")
