@@ -16,7 +16,7 @@ from tuning import FakeModel
 from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import ConfigError, UserError
 from agentrft.core.protocols import SampleRequest
-from agentrft.core.run import Method, RolloutRecord
+from agentrft.core.run import Method, RolloutRecord, RunStatus
 from agentrft.core.training_config import Adapter
 from agentrft.jobs.comparison import compare_runs
 from agentrft.jobs.context import Job, Stopped
@@ -135,6 +135,8 @@ def climb(tmp_path_factory: pytest.TempPathFactory) -> Climb:
     job = a_job(home, project, Method.IMPROVE)
     model = FakeModel(script=hesitant)
     asyncio.run(improve(job, project, allow_findings=True, open_model=model, proposers=(Asking(),)))
+    passed_over = job.child("preference", Method.PREFERENCE)
+    home.store.put_run(replace(passed_over.run, status=RunStatus.FAILED))
     return Climb(home=home, job=job, project=project, other=with_model(project, new))
 
 
@@ -266,7 +268,7 @@ def test_a_run_that_began_from_other_weights_is_not_repeated(climb: Climb) -> No
 
 
 @pytest.mark.parametrize(
-    ("new", "said"), [(0.9, "Change to new"), (0.5, "Keep old, unless"), (0.1, "Keep old: ")]
+    ("new", "said"), [(1.0, "Change to new"), (0.5, "Keep old, unless"), (0.0, "Keep old: ")]
 )
 def test_only_a_certain_gain_changes_the_model(climb: Climb, new: float, said: str) -> None:
     records = climb.origin.known(trained=True)
@@ -285,3 +287,5 @@ def test_only_a_certain_gain_changes_the_model(climb: Climb, new: float, said: s
     told = adoption(("old", "new"), scored(0.5), scored(new), config, "validation")
     assert told.startswith(said)
     assert f"on {len(records)} validation tasks" in told
+    few = adoption(("old", "new"), scored(0.0)[:3], scored(1.0)[:3], config, "validation")
+    assert few.startswith("Keep old, unless"), "three tasks that all agree prove nothing"

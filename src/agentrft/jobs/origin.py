@@ -49,7 +49,7 @@ class Origin:
         """Return holdout rollouts of its first or last weights under the last spec, if it made any."""
         children = children_of(self.job)
         place = {name: number for number, name in enumerate(children)}
-        trainings = [place[name] for name, one in children.items() if one.run.method in TRAINING]
+        trainings = [place[name] for name, one in children.items() if _trained(one)]
         return [
             record
             for name, child in children.items()
@@ -75,7 +75,7 @@ def origin_of(job: Job, project: Project) -> Origin:
     if run.method in TRAINING:
         return _of_training(job, project)
     children = children_of(job)
-    trainings = tuple(child for child in children.values() if child.run.method in TRAINING)
+    trainings = tuple(filter(_trained, children.values()))
     if not trainings:
         raise UserError(
             f"run {run.id} trained nothing, so another model has nothing to repeat; set `model` and "
@@ -92,6 +92,11 @@ def origin_of(job: Job, project: Project) -> Origin:
         checkpoint=delivered(trainings[-1]),
         demonstrations=tuple(shown.values()),
     )
+
+
+def _trained(job: Job) -> bool:
+    """Whether a stage changed the weights; an improvement passes over what left nothing."""
+    return job.run.method in TRAINING and job.is_done
 
 
 def _of_training(job: Job, project: Project) -> Origin:

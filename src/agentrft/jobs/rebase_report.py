@@ -15,7 +15,7 @@ from agentrft.jobs.optimize import opened_run
 from agentrft.jobs.retest import kept_retest
 from agentrft.jobs.stages import MEASURED
 from agentrft.measure.arms import Arm, Spending, spent_on_training
-from agentrft.measure.comparison import NOT_MEASURED, compare
+from agentrft.measure.comparison import LEVEL, NOT_MEASURED, compare
 from agentrft.measure.comparison_section import Payoff
 from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
 from agentrft.measure.statistics import paired_difference, rate
@@ -140,11 +140,12 @@ def adoption(
     numbers = (
         f"on {len(shared)} {split} tasks the tuned {latter} solves {rate(second).value:.1%} and the "
         f"tuned {former} {rate(first).value:.1%}, {100 * found.value:+.1f} points (95% interval "
-        f"{100 * found.low:+.1f} to {100 * found.high:+.1f})"
+        f"{100 * found.low:+.1f} to {100 * found.high:+.1f}, p {found.p_value:.3f})"
     )
-    if found.low > 0:
+    certain = found.p_value <= LEVEL  # an interval over a few tasks that all agree has no width
+    if certain and found.low > 0:
         return f"Change to {latter}: {numbers}."
-    if found.high < 0:
+    if certain and found.high < 0:
         return f"Keep {former}: {numbers}."
     return f"Keep {former}, unless {latter} is wanted for other reasons: {numbers}; that tells nothing."
 
