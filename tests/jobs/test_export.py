@@ -126,7 +126,7 @@ def test_a_bfloat16_model_that_does_not_say_so_is_merged_as_it_is_stored(tmp_pat
 def test_an_export_that_lacks_what_was_trained_is_refused_however_little_that_is(
     tmp_path: Path,
 ) -> None:
-    home = a_trained_run(tmp_path, steps=1, learning_rate=2e-3)
+    home = a_trained_run(tmp_path, steps=1, learning_rate=2.5e-3)
     base, weights = tmp_path / "base", find_trained(home, "run-1").folder
     merged, twice = tmp_path / "merged", tmp_path / "twice"
     louder = tmp_path / "louder"

@@ -60,7 +60,7 @@ BOUNDS: Mapping[str, float] = {
 stays some times below; other weights differ by several nats."""
 _COARSE = (("BF16", "bfloat16"), ("F16", "float16"))
 """Names of number formats in files, and ours; the coarsest first."""
-CLEAR_MOVE = 0.25
+CLEAR_MOVE = 0.5
 """Share of a bound that training must have moved a token by to be told from rounding."""
 IDENTITY_BOUND = 0.1
 """Mean difference of canaries, in nats, between the float32 engine and a trainer in any precision."""
