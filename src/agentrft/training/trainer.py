@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agentrft.core.allocator import share_arenas
 from agentrft.core.errors import ModelError, UserError
 from agentrft.core.policy import Canary, Weights
 from agentrft.core.sample import Sample
@@ -69,6 +70,7 @@ class LocalTrainer:
         resume: Path | None = None,
         start: Path | None = None,
     ) -> None:
+        share_arenas()
         if resume is not None and start is not None:
             raise UserError("trainer: give either resume or start, not both")
         self._folder = folder

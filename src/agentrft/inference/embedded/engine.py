@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agentrft.core.allocator import share_arenas
 from agentrft.core.config import EngineConfig
 from agentrft.core.errors import SamplerError, boundary
 from agentrft.core.policy import Weights
@@ -179,6 +180,7 @@ class EmbeddedEngine:
     """A `Sampler` over a Hugging Face folder; raises ModelError if it cannot serve the model."""
 
     def __init__(self, folder: Path, config: EngineConfig, *, max_context_tokens: int) -> None:
+        share_arenas()
         self._max_context_tokens = max_context_tokens
         self._max_sequences = config.max_sequences
         self._threads = choose_threads(config.threads)
