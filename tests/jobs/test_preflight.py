@@ -1,406 +1,235 @@
+"""Preflight on the starter project with a scripted model: measured, resumed, graded again."""
+
 import asyncio
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from builders import YesGrader, a_job, some_tasks, yes_or_no
-from byte_chat import ByteChat, a_policy, calls, decode
-from tool_server import Reply, Request, ToolServer, output
+from builders import a_job
+from byte_chat import calls, decode, says
+from tuning import FakeModel
 
-from agentrft.core.config import HttpTool
-from agentrft.core.errors import GraderError, UserError
+from agentrft.core.config import AdvisorConfig, AuditConfig, EngineConfig, PreflightConfig
+from agentrft.core.errors import UserError
 from agentrft.core.grade import Grade
-from agentrft.core.protocols import Environment, Grader, SampleRequest
-from agentrft.core.run import Event, RolloutRecord
-from agentrft.core.task import Demonstration, Message, Preference, Task, ToolSpec
+from agentrft.core.protocols import Environment, SampleRequest
+from agentrft.core.run import Method, RolloutRecord
+from agentrft.core.task import Task
 from agentrft.core.trajectory import Trajectory
-from agentrft.graders.fixed import FixedGrader
-from agentrft.graders.reading import keys_read
-from agentrft.inference.scripted import ScriptedSampler
 from agentrft.jobs.context import Job, Stopped
-from agentrft.jobs.preflight import (
-    Preflight,
-    check_preference,
-    check_reinforcement,
-    check_supervised,
-    sample_of_tasks,
-)
-from agentrft.jobs.tool_probe import BURST, least_value
-from agentrft.rollout.dialogue import TokenSpeaker
-from agentrft.rollout.episode import RolloutSetup
-from agentrft.rollout.http_tools import http_environment
-from agentrft.rollout.scripted import ScriptedEnvironment
-from agentrft.training.credit import imitation, preference_pair
+from agentrft.jobs.preflight import preflight, sample_of
+from agentrft.jobs.project import Project, open_project
+from agentrft.jobs.starter import write_starter
+from agentrft.measure.preflight_result import PreflightResult
 
-GRADER = {"type": "string_check", "name": "yes", "input": "{{ item.answer }}"}
-SCHEMA = {
-    "type": "object",
-    "properties": {"order_id": {"type": "string"}, "cents": {"type": "integer", "minimum": 5}},
-    "required": ["order_id", "cents"],
-}
+TASKS, SAMPLES = 6, 4
 
 
-@pytest.fixture
-def server() -> Iterator[ToolServer]:
-    running = ToolServer()
-    yield running
-    running.close()
+def clerk(request: SampleRequest) -> Sequence[int]:
+    """Looks the loan up, and then does what is asked on about half of the tries."""
+    said = decode(request.prompt_ids)
+    loan = re.findall(r"L\d{4}", said.rpartition("user\n")[2])[0]
+    if "title=" not in said:
+        return calls(("get_loan", {"loan_id": loan}))
+    if "renewed" not in said.rpartition("title=")[2] and "reserved=no" in said:
+        return calls(("renew_loan", {"loan_id": loan})) if request.seed % 2 else says("Done.")
+    return says("Done.")
 
 
-async def no_wait(seconds: float) -> None:
-    """Retry at once."""
-
-
-def with_tools(url: str, grader: Grader | None = None) -> RolloutSetup:
-    """A model that calls the tool once and then says yes or no."""
-
-    def script(request: SampleRequest) -> tuple[int, ...]:
-        if "tool\n" not in decode(request.prompt_ids):
-            return calls(("shop", {"order_id": "W1", "cents": 5}))
-        return yes_or_no(request)
-
-    tool = HttpTool(name="shop", server_url=url, headers={"Authorization": "Bearer secret-token"})
-    return RolloutSetup(
-        policy=a_policy(),
-        speaker=TokenSpeaker(ScriptedSampler(script), ByteChat()),
-        open_environment=http_environment([tool], wait=no_wait),
-        grader=grader or YesGrader(),
+def a_project(folder: Path, settings: str = "") -> Project:
+    home = folder / "starter"
+    write_starter(home)
+    file = home / "agent.toml"
+    text = file.read_text().replace("max_context_tokens = 768", "max_context_tokens = 20000")
+    text = text.replace("max_tokens = 160", "max_tokens = 4000")
+    file.write_text(text.replace("max_turn_tokens = 64", "max_turn_tokens = 1000") + settings)
+    project = open_project(home)
+    chosen = PreflightConfig(tasks=TASKS, samples=SAMPLES, regraded=5)
+    methods = replace(project.config.methods, preflight=chosen)
+    config = replace(
+        project.config,
+        methods=methods,
+        audit=AuditConfig(rows=4),
+        engine=EngineConfig(max_sequences=2),
+        advisor=AdvisorConfig(),  # the starter's own lets a dozen tasks pass
     )
+    return replace(project, config=config)
 
 
-def without_tools(grader: Grader | None = None) -> RolloutSetup:
-    return RolloutSetup(
-        policy=a_policy(),
-        speaker=TokenSpeaker(ScriptedSampler(yes_or_no), ByteChat()),
-        open_environment=ScriptedEnvironment({}),
-        grader=grader or YesGrader(),
-    )
+def flown(
+    folder: Path, project: Project, model: FakeModel | None = None
+) -> tuple[Job, PreflightResult]:
+    job = a_job(folder / "home", Method.PREFLIGHT)
+    opened = model or FakeModel(script=clerk)
+    return job, asyncio.run(preflight(job, project, open_model=opened))
 
 
-def shop_tasks(count: int) -> list[Task]:
-    spec = ToolSpec(name="shop", description="Ask the shop.", parameters=SCHEMA)
-    return [
-        Task(
-            id=f"row-{n}",
-            messages=(Message(role="user", content=f"order {n}?"),),
-            tools=(spec,),
-            row={"answer": f"W{n}"},
-        )
-        for n in range(count)
-    ]
-
-
-def check(
-    job: Job,
-    setup: RolloutSetup,
-    train: list[Task],
-    *,
-    tools: tuple[str, ...] = (),
-    grader: Mapping[str, Any] = GRADER,
-    warn_only: bool = False,
-) -> Preflight:
-    return asyncio.run(
-        check_reinforcement(
-            job,
-            setup,
-            train=train,
-            validation=[],
-            tools=tools,
-            grader=grader,
-            temperature=1.0,
-            concurrency=16,
-            warn_only=warn_only,
-        )
-    )
-
-
-def test_a_healthy_job_passes_and_its_numbers_are_told(tmp_path: Path, server: ToolServer) -> None:
-    job = a_job(tmp_path)
-    checked = check(job, with_tools(f"{server.url}/shop"), shop_tasks(20), tools=("shop",))
-    assert checked.error is None
-    assert checked.warnings == ()
-    numbers = json.loads(json.dumps(checked.numbers, allow_nan=False))
-    (tool,) = numbers["tools"]
-    assert (tool["name"], tool["calls"], tool["failed"]) == ("shop", 1 + BURST, 0)
-    assert tool["p50_s"] <= tool["p95_s"]
-    assert numbers["rollouts"]["rollouts"] == 64
-    assert 0 < numbers["rollouts"]["tasks_with_spread"] <= 16
-    assert numbers["rollouts"]["mean"] < numbers["rollouts"]["best_of_k"]
-    assert (numbers["grader"]["regraded"], numbers["grader"]["changed"]) == (8, 0)
-    records = job.read_all(RolloutRecord)
-    assert {(r.stage, r.split, r.step) for r in records} == {("preflight", "train", 0)}
-    messages = [event.message for event in job.read_all(Event)]
-    assert "preflight: 32 of 64 rollouts" in messages
-    assert any("tool 'shop' answers in" in message for message in messages)
-
-
-def test_trial_calls_carry_the_least_the_schema_asks_for_and_a_trace_of_their_own(
-    tmp_path: Path, server: ToolServer
-) -> None:
-    check(a_job(tmp_path), with_tools(f"{server.url}/shop"), shop_tasks(3), tools=("shop",))
-    trials = server.to("/shop")[: 1 + BURST]
-    assert {request.body["arguments"] for request in trials} == {
-        '{"order_id": "example", "cents": 5}'
+def test_preflight_measures_stores_audits_and_advises(tmp_path: Path) -> None:
+    project = a_project(tmp_path)
+    job, result = flown(tmp_path, project)
+    found = result.standing
+    assert (found.tasks, found.rollouts, found.samples) == (TASKS, TASKS * SAMPLES, SAMPLES)
+    assert 0 < found.pass_1.value < 1
+    assert found.flips is not None
+    assert found.flips.value == 0
+    assert {tool.name: tool.calls > 0 for tool in found.tools} == {
+        "get_loan": True,
+        "renew_loan": True,
     }
-    assert len({request.body["trace_id"] for request in trials}) == 1 + BURST
-    assert trials[0].body["item"] == {"answer": "W0"}
+    assert (result.advice.rule, result.verdict) == ("R1", "fix")
+    assert result.audit["headline"]
+    records = job.read_all(RolloutRecord)
+    assert {(r.stage, r.split) for r in records} == {("preflight", "train")}
+    folder = job.home.report(job.run.id)
+    assert (folder / "preflight.html").is_file()
+    assert json.loads((folder / "preflight.json").read_text())["verdict"] == "fix"
+    assert job.home.store.run(job.run.id).result["verdict"] == "fix"
 
 
-def test_a_dead_tool_stops_the_job_before_any_rollout(tmp_path: Path, server: ToolServer) -> None:
-    server.replies["/shop"] = [Reply("down", 503)]
-    job, setup = a_job(tmp_path), with_tools(f"{server.url}/shop")
-    checked = check(job, setup, shop_tasks(12), tools=("shop",))
-    assert checked.error is not None
-    assert checked.error.code == "tool_unreachable"
-    assert "tool 'shop'" in checked.error.message
-    assert "503" in checked.error.message
-    assert "secret-token" not in json.dumps(checked.numbers)
-    assert job.read_all(RolloutRecord) == []
-    assert len(server.to("/shop")) == 4  # one call with its three retries, no burst
-
-
-def test_a_wrong_url_is_a_dead_tool_though_somebody_answers(
-    tmp_path: Path, server: ToolServer
+def test_a_project_without_holdout_validation_and_demonstrations_is_told_to_collect_tasks(
+    tmp_path: Path,
 ) -> None:
-    server.replies["/shop"] = [Reply('{"detail": "Not Found"}', 404)]
-    checked = check(
-        a_job(tmp_path), with_tools(f"{server.url}/shop"), shop_tasks(12), tools=("shop",)
-    )
-    assert checked.error is not None
-    assert checked.error.code == "tool_unreachable"
-    assert "HTTP 404" in checked.error.message
+    project = a_project(tmp_path)
+    for name in ("holdout", "validation"):
+        (project.folder / f"{name}.jsonl").unlink()
+    data = replace(project.config.data, demonstrations="")
+    project = replace(project, config=replace(project.config, data=data))
+    _, result = flown(tmp_path, project)
+    assert result.advice.rule == "R1"
+    assert (result.standing.holdout_tasks, result.standing.detectable) == (0, 1.0)
 
 
-def test_a_refusal_meant_for_the_model_is_an_answer(tmp_path: Path, server: ToolServer) -> None:
-    def refuse(request: Request) -> Reply:
-        return Reply(output(request, "no such order").body, 404)
+def test_a_search_that_ended_with_this_spec_is_not_advised_again(tmp_path: Path) -> None:
+    project = a_project(tmp_path)
+    easy = AdvisorConfig(tasks=1, detectable=1.0, mechanical_rollouts=1.0, mechanical_failures=1.0)
+    project = replace(project, config=replace(project.config, advisor=easy))
+    for name, hash_, rule in (("other", "0123", "R4"), ("same", project.spec.hash, "-")):
+        folder = tmp_path / name
+        search = a_job(folder / "home", Method.OPTIMIZE, "run-search")
 
-    server.replies["/shop"] = refuse
-    checked = check(
-        a_job(tmp_path), with_tools(f"{server.url}/shop"), shop_tasks(12), tools=("shop",)
-    )
-    assert checked.error is None
-    assert checked.numbers["tools"][0]["refused"] == 0
+        async def ends(of: Job = search, chose: str = hash_) -> None:
+            async with of.running():
+                of.note_result(spec=chose)
 
-
-def test_a_tool_that_breaks_under_load_is_a_warning(tmp_path: Path, server: ToolServer) -> None:
-    traces: list[str] = []
-
-    def every_tenth_rollout(request: Request) -> Reply:
-        trace_id = request.body["trace_id"]
-        if trace_id not in traces:
-            traces.append(trace_id)
-        # A retry carries the same trace, so it fails again.
-        return Reply("busy", 503) if traces.index(trace_id) % 10 == 1 else output(request, "ok")
-
-    server.replies["/shop"] = every_tenth_rollout
-    setup = with_tools(f"{server.url}/shop")
-    checked = check(a_job(tmp_path), setup, shop_tasks(12), tools=("shop",))
-    assert checked.error is None
-    assert any("failed 5 of 51 trial calls" in warning for warning in checked.warnings)
+        asyncio.run(ends())
+        _, result = flown(folder, project)
+        assert result.advice.rule == rule
 
 
-def test_tools_that_nobody_serves_are_not_called(tmp_path: Path) -> None:
-    environment = ScriptedEnvironment({"shop": ["ok"]})
-    setup = RolloutSetup(
-        policy=a_policy(),
-        speaker=TokenSpeaker(ScriptedSampler(yes_or_no), ByteChat()),
-        open_environment=environment,
-        grader=YesGrader(),
-    )
-    checked = check(a_job(tmp_path), setup, some_tasks(12))
-    assert checked.numbers["tools"] == ()
-    assert environment.calls == []
+def test_tasks_are_drawn_by_seed_and_kept_in_file_order(tmp_path: Path) -> None:
+    tasks = a_project(tmp_path).tasks("train")
+    first, again, other = (sample_of(tasks, 5, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert first == sorted(first, key=tasks.index)
+    assert sample_of(tasks, 10_000, 0) == list(tasks)
 
 
-def test_a_row_with_an_unknown_tool_is_refused(tmp_path: Path, server: ToolServer) -> None:
-    other = ToolSpec(name="bank", description="", parameters=SCHEMA)
-    stray = Task(id="stray", messages=(Message(role="user", content="hi"),), tools=(other,))
-    with pytest.raises(UserError, match="task 'stray' lists tool 'bank'"):
-        check(a_job(tmp_path), with_tools(server.url), [*shop_tasks(2), stray], tools=("shop",))
+def test_a_preflight_that_was_stopped_goes_on_and_finds_the_same(tmp_path: Path) -> None:
+    project = a_project(tmp_path)
+    _, whole = flown(tmp_path / "whole", project)
+    job = a_job(tmp_path / "home", Method.PREFLIGHT)
+    asked = itertools.count()
 
+    async def interrupt(request: SampleRequest) -> None:
+        if next(asked) == 20:
+            job.stop.set()
 
-def test_a_constant_grader_stops_the_job(tmp_path: Path) -> None:
-    setup = without_tools(FixedGrader(lambda task, trajectory: 0.0))
-    checked = check(a_job(tmp_path), setup, some_tasks(12))
-    assert checked.error is not None
-    assert checked.error.code == "grader_constant"
-    assert checked.error.param == "method.reinforcement.grader"
+    with pytest.raises(Stopped):
+        asyncio.run(preflight(job, project, open_model=FakeModel(before=interrupt, script=clerk)))
+    kept = len(job.read_all(RolloutRecord))
+    assert 0 < kept < TASKS * SAMPLES
+    again, result = flown(tmp_path, project)
+    assert len(again.read_all(RolloutRecord)) == TASKS * SAMPLES
 
+    def timeless(one: PreflightResult) -> object:
+        found = replace(one.standing, seconds=0.0, tools=())
+        return asdict(found), one.advice.reason
 
-def test_tasks_that_always_score_the_same_carry_no_signal(tmp_path: Path) -> None:
-    grader = FixedGrader(lambda task, trajectory: float(task.id[-1] in "02468"))
-    checked = check(a_job(tmp_path), without_tools(grader), some_tasks(12))
-    assert checked.error is not None
-    assert checked.error.code == "no_learning_signal"
-    warned = check(a_job(tmp_path / "w"), without_tools(grader), some_tasks(12), warn_only=True)
-    assert warned.error is None
-    assert any("nothing to reinforce" in warning for warning in warned.warnings)
+    assert timeless(result) == timeless(whole)
 
 
 class Moody:
-    """Crashes on a no the first time, and adds a little each time it is asked again."""
+    """Gives every rollout another score each time."""
 
     name = "moody"
 
     def __init__(self) -> None:
-        self.asked: dict[str, int] = {}
+        self.given = 0
 
     async def grade(
         self, task: Task, trajectory: Trajectory, environment: Environment | None
     ) -> Grade:
-        if trajectory.output_text == "no":
-            raise GraderError("grader 'moody': no is not a number")
-        before = self.asked.get(trajectory.id, 0)
-        self.asked[trajectory.id] = before + 1
-        return Grade(score=before / 10, grader=self.name)
+        self.given += 1
+        return Grade(score=self.given / 1000, grader=self.name)
 
 
-def test_a_grader_that_crashes_on_wrong_answers_stops_the_job(tmp_path: Path) -> None:
-    checked = check(a_job(tmp_path), without_tools(Moody()), some_tasks(12))
-    assert checked.error is not None
-    assert checked.error.code == "grader_failing"
-    assert "no is not a number" in checked.error.message
-    grader = checked.numbers["grader"]
-    assert grader["changed"] == grader["regraded"] > 0
-    assert grader["largest_change"] == pytest.approx(0.2)
+def test_a_grader_that_changes_its_mind_is_found_out(tmp_path: Path) -> None:
+    project = replace(a_project(tmp_path), grader=Moody())
+    _, result = flown(tmp_path, project)
+    assert result.standing.flips is not None
+    assert result.standing.flips.value == 1
+    assert (result.advice.rule, result.verdict) == ("R0", "fix")
 
 
-def test_base_rollouts_survive_a_worker_that_dies_after_them(tmp_path: Path) -> None:
-    first = check(a_job(tmp_path), without_tools(), some_tasks(12))
-    setup = without_tools()
-    second = check(a_job(tmp_path), setup, some_tasks(12))
-    assert isinstance(setup.speaker, TokenSpeaker)
-    assert isinstance(setup.speaker.sampler, ScriptedSampler)
-    assert setup.speaker.sampler.requests == []
-    assert second.numbers["rollouts"] == first.numbers["rollouts"]
+def test_calls_that_a_limit_kept_from_running_are_not_made_for_a_second_grade(
+    tmp_path: Path,
+) -> None:
+    def greedy(request: SampleRequest) -> Sequence[int]:
+        loan = re.findall(r"L\d{4}", decode(request.prompt_ids))[-1]
+        return calls(*5 * [("get_loan", {"loan_id": loan})])
+
+    _, result = flown(tmp_path, a_project(tmp_path), FakeModel(script=greedy))
+    assert result.standing.flips is not None
+    assert result.standing.flips.value == 0
 
 
-def test_a_pause_ends_the_checks_and_stores_nothing(tmp_path: Path) -> None:
-    job = a_job(tmp_path)
+def test_calls_that_cannot_be_repeated_say_nothing_of_the_grader(tmp_path: Path) -> None:
+    project = a_project(tmp_path)
+    opened = 0
 
-    async def stop(request: SampleRequest) -> None:
-        job.stop.set()
-        await asyncio.Event().wait()
+    def open_once(task: Task, trace_id: str) -> Environment:
+        nonlocal opened
+        opened += 1
+        if opened > TASKS * SAMPLES:
+            raise OSError("no more of these")
+        return project.open_environment(task, trace_id)
 
-    setup = without_tools()
-    setup = RolloutSetup(
-        policy=setup.policy,
-        speaker=TokenSpeaker(ScriptedSampler(yes_or_no, before=stop), ByteChat()),
-        open_environment=setup.open_environment,
-        grader=setup.grader,
-    )
-    with pytest.raises(Stopped):
-        check(job, setup, some_tasks(12))
-    assert job.read_all(RolloutRecord) == []
+    _, result = flown(tmp_path, replace(project, open_environment=open_once))
+    assert result.standing.flips is None
+    assert "could not be repeated" in result.notes[0]
 
 
-def test_the_pass_rate_uses_the_graders_threshold(tmp_path: Path) -> None:
-    grader = FixedGrader(lambda t, trajectory: 0.8 if trajectory.output_text == "yes" else 0.1)
-    lenient = {**GRADER, "pass_threshold": 0.75}
-    low = check(a_job(tmp_path / "a"), without_tools(grader), some_tasks(12), grader=lenient)
-    high = check(a_job(tmp_path / "b"), without_tools(grader), some_tasks(12))
-    assert low.numbers["rollouts"]["pass_rate"] > 0
-    assert high.numbers["rollouts"]["pass_rate"] == 0
+def test_tools_by_url_are_not_called_again_for_a_second_grade(tmp_path: Path) -> None:
+    tool = """
+[[tools]]
+name = "elsewhere"
+server_url = "http://127.0.0.1:9/none"
+description = "Never called."
+parameters = {type = "object", properties = {}}
+"""
+    _, result = flown(tmp_path, a_project(tmp_path, tool))
+    assert result.standing.flips is None
+    assert "flip rate not measured" in result.notes[0]
 
 
-def test_the_same_tasks_are_sampled_for_the_same_seed() -> None:
-    tasks = some_tasks(100)
-    chosen = sample_of_tasks(tasks, 7)
-    assert len(chosen) == 16
-    assert chosen == sample_of_tasks(tasks, 7)
-    assert chosen != sample_of_tasks(tasks, 8)
-    assert [tasks.index(task) for task in chosen] == sorted(tasks.index(task) for task in chosen)
-    assert sample_of_tasks(tasks[:3], 7) == tasks[:3]
+def test_the_held_out_grader_is_asked_too(tmp_path: Path) -> None:
+    project = replace(a_project(tmp_path), gold_grader=Moody())
+    _, result = flown(tmp_path, project)
+    assert result.standing.gold_agreement is not None
 
 
-def test_keys_are_read_from_every_template_of_a_grader() -> None:
-    multi = {
-        "type": "multi",
-        "graders": {
-            "a": {"input": "{{ sample.output_text }}", "reference": "{{ item.answer.value }}"},
-            "b": {"input": [{"role": "user", "content": 'x {{item["the key"]}} {{item.answer}}'}]},
-            "c": {"type": "endpoint", "url": "http://host/{{ item.not_a_template }}"},
-        },
-        "calculate_output": "a + b",
-    }
-    assert keys_read(multi) == ("answer", "the key")
+def failing_to_open(why: str) -> Callable[[Task, str], Environment]:
+    def opening(task: Task, trace_id: str) -> Environment:
+        raise OSError(why)
+
+    return opening
 
 
-def test_a_supervised_job_is_judged_by_its_rows(tmp_path: Path) -> None:
-    message = Message(role="assistant", content="hello")
-    rows = [Demonstration(id=str(n), messages=(message,)) for n in range(10)]
-    samples = [imitation((1, 2, 3), (False, True, True), row.id) for row in rows]
-    checked = check_supervised(
-        a_job(tmp_path), train=rows, validation=rows[:1], samples=samples, limit_tokens=2
-    )
-    assert checked.error is None
-    assert checked.numbers["lengths"]["cut"] == 10
-    assert [warning.split(":")[1].split()[0] for warning in checked.warnings] == ["10", "9", "1"]
-    few = check_supervised(
-        a_job(tmp_path), train=rows[:9], validation=[], samples=samples[:9], limit_tokens=9
-    )
-    assert few.error is not None
-    assert few.error.code == "invalid_training_file"
-
-
-def test_a_preference_job_is_judged_by_its_pairs(tmp_path: Path) -> None:
-    asked = (Message(role="user", content="well?"),)
-    yes, no = (Message(role="assistant", content=text) for text in ("yes", "no"))
-    good = [
-        Preference(id=str(n), messages=(*asked, yes) * n + asked, preferred=(yes,), rejected=(no,))
-        for n in range(9)
-    ]
-    swapped = Preference(id="swapped", messages=asked, preferred=(no,), rejected=(yes,))
-    same = Preference(id="same", messages=asked, preferred=(yes,), rejected=(yes,))
-    sides = (((1, 2, 3), (False, True, True)), ((1, 4), (False, True)))
-    rendered = [preference_pair(*sides, row.id) for row in good]
-    checked = check_preference(
-        a_job(tmp_path),
-        train=[*good, swapped, same, same],
-        validation=good[:1],
-        pairs=rendered,
-        limit_tokens=2,
-    )
-    assert checked.error is None
-    assert checked.numbers["lengths"]["cut"] == 9
-    assert [warning.removeprefix("preflight: ") for warning in checked.warnings] == [
-        (
-            "9 of 9 training rows are longer than the context of 2 tokens and are cut at the end; "
-            "0 keep nothing to learn from"
-        ),
-        "1 training rows repeat the messages of another row",
-        "2 training rows prefer an output to itself; they are left out",
-        "1 validation rows are also training rows; validation will flatter",
-    ]
-    nothing = check_preference(
-        a_job(tmp_path), train=[same] * 10, validation=[], pairs=[], limit_tokens=9
-    )
-    assert nothing.error is not None
-    assert nothing.error.message.startswith("no training row has outputs that differ")
-
-
-@pytest.mark.parametrize(
-    ("schema", "value"),
-    [
-        ({"type": "object", "properties": {"a": {"type": "string"}}}, {}),
-        ({"type": "string", "enum": ["late", "open"]}, "late"),
-        ({"type": "string", "format": "date"}, "2026-01-01"),
-        ({"type": "string", "minLength": 9}, "examplexx"),
-        ({"type": "string", "maxLength": 2}, "ex"),
-        ({"type": "integer", "maximum": -3}, -3),
-        ({"type": "number", "exclusiveMinimum": 4}, 5),
-        ({"type": ["null", "boolean"]}, False),
-        ({"type": "array", "minItems": 2, "items": {"const": 7}}, [7, 7]),
-        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, 1),
-        ({"$ref": "#/$defs/size", "$defs": {"size": {"default": "m"}}}, "m"),
-        ({"$ref": "#"}, "example"),
-        ({"allOf": [{"required": ["a"]}, {"properties": {"a": {"type": "null"}}}]}, {"a": None}),
-        ({"type": "object", "required": ["unknown"]}, {"unknown": "example"}),
-        ({}, "example"),
-    ],
-)
-def test_the_least_value_of_a_schema(schema: dict[str, Any], value: object) -> None:
-    assert least_value(schema) == value
+def test_rollouts_that_all_fail_are_an_error_that_says_why(tmp_path: Path) -> None:
+    project = replace(a_project(tmp_path), open_environment=failing_to_open("no disk"))
+    with pytest.raises(UserError, match=r"none of 24 rollouts.*no disk"):
+        flown(tmp_path, project)

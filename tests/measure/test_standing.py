@@ -17,6 +17,13 @@ from agentrft.core.trajectory import Failure, FailureKind, StopReason, ToolResul
 from agentrft.measure.advisor import Supply, advise
 from agentrft.measure.next_steps import expected_costs
 from agentrft.measure.power import WITHIN
+from agentrft.measure.preflight_page import (
+    as_json,
+    page,
+    terminal,
+    variance_plot,
+    write_preflight,
+)
 from agentrft.measure.preflight_result import PreflightResult
 from agentrft.measure.standing import (
     Plan,
@@ -26,7 +33,6 @@ from agentrft.measure.standing import (
     share_of_failures,
     standing,
 )
-from agentrft.measure.standing_page import as_json, page, terminal, variance_plot, write_preflight
 
 PLAN = Plan(pass_threshold=1.0, group_size=4, train_tasks=90, holdout_tasks=50)
 LOOK = ToolSpec(name="look", description="", parameters={})
@@ -91,7 +97,7 @@ MIXED = sampled({"a1": [1, 1, 1, 1], "a2": [1, 0, 0, 0], "b1": [0, 0, 0, 0], "b2
 
 
 def measured(
-    rollouts: Rollouts = MIXED, again: Mapping[str, float | None] | None = None
+    rollouts: Rollouts = MIXED, again: Mapping[str, Sequence[float | None]] | None = None
 ) -> Standing:
     return standing(rollouts, (LOOK,), PLAN, graded_again=again)
 
@@ -155,7 +161,7 @@ def test_what_infrastructure_spoiled_is_counted_and_left_out() -> None:
 
 def test_flips_compare_with_the_first_grade_and_a_crash_is_one() -> None:
     assert measured().flips is None
-    again = {"a1-0": 1.0, "a1-1": 0.5, "b1-0": None, "b1-1": 0.0}
+    again = {"a1-0": [1.0], "a1-1": [0.5], "b1-0": [None], "b1-1": [0.0, 0.0], "b2-0": []}
     flips = measured(again=again).flips
     assert flips is not None
     assert flips.value == 0.5

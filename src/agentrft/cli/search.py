@@ -40,8 +40,8 @@ def preflight(
 ) -> None:
     """Measure where the agent stands and say which method comes next."""
     from agentrft.core.run import Method
-    from agentrft.jobs.standing import preflight as run_preflight
-    from agentrft.measure.standing_page import terminal
+    from agentrft.jobs.preflight import preflight as run_preflight
+    from agentrft.measure.preflight_page import terminal
 
     opened = opened_project(home, project, config, preset, unsafe_graders)
     result = run_job(

@@ -1,7 +1,8 @@
 """Measure a policy: every task of a split, through the same loop as training and serving."""
 
 import asyncio
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from agentrft.core.config import EvaluationConfig
@@ -15,8 +16,6 @@ from agentrft.store.listing import TrajectorySummary
 
 COMMIT_EVERY = 32
 """Rollouts stored together; an interrupted evaluation loses fewer than this."""
-ATTEMPTS = 2
-"""Tries of a rollout that infrastructure spoiled; the last failure is stored and never scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +26,8 @@ class Measurement:
     split: RolloutSplit
     step: int = 0
     seed: int = 0
+    attempts: int = 2
+    """Tries of a rollout that infrastructure spoils; the last failure is stored and never scored."""
 
 
 async def evaluate(
@@ -37,8 +38,12 @@ async def evaluate(
     measurement: Measurement,
     *,
     concurrency: int,
+    told: Callable[[int], None] = lambda done: None,
 ) -> list[RolloutRecord]:
-    """Roll out `samples_per_task` times per task, skipping what an interrupted try already stored."""
+    """Roll out `samples_per_task` times per task, skipping what an interrupted try already stored.
+
+    `told` hears after each rollout how many there are.
+    """
     chosen = tasks[: config.tasks] if config.tasks else tasks
     records = stored_records(job, measurement)
     # By seed: rollouts end in another order than they begin, so a count does not say which are there.
@@ -51,7 +56,7 @@ async def evaluate(
     ]
     if not missing:
         return records
-    line = asyncio.Semaphore(concurrency)
+    line, done = asyncio.Semaphore(concurrency), itertools.count(len(records) + 1)
     label = f"{measurement.stage}: {measurement.split}"
     with job.progress.phase(label, len(missing)) as phase:
 
@@ -60,6 +65,7 @@ async def evaluate(
                 graded = await _rollout(setup, task, sample, config, measurement)
             phase.rollout(graded)
             phase.advance()
+            told(next(done))
             return RolloutRecord(
                 stage=measurement.stage,
                 split=measurement.split,
@@ -95,7 +101,7 @@ async def _rollout(
     config: EvaluationConfig,
     measurement: Measurement,
 ) -> GradedTrajectory:
-    """Run one rollout, once more if infrastructure spoiled it."""
+    """Run one rollout, again if infrastructure spoiled it and a try is left."""
     graded: GradedTrajectory | None = None
     for seed in _seeds(measurement, task, sample):
         graded = await run_episode(setup, task, seed=seed, temperature=config.temperature)
@@ -132,7 +138,7 @@ def _seeds(measurement: Measurement, task: Task, sample: int) -> list[int]:
     Stages share them, so that paired differences compare policies and not luck.
     """
     named = (measurement.seed, "evaluation", task.id, sample)
-    return [derive_seed(*named, attempt) for attempt in range(ATTEMPTS)]
+    return [derive_seed(*named, attempt) for attempt in range(measurement.attempts)]
 
 
 def stored_records(job: Job, measurement: Measurement) -> list[RolloutRecord]:

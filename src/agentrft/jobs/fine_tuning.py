@@ -48,16 +48,16 @@ from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.evaluation import Measurement, stored_records
 from agentrft.jobs.hyperparameters import CONTEXT_TOKENS, Resolved, resolve
 from agentrft.jobs.job_follower import JobFollower, offer_checkpoint, register
-from agentrft.jobs.monitoring import MonitorAlarmError
-from agentrft.jobs.pairs import comparable
-from agentrft.jobs.preference import fitting_pairs
-from agentrft.jobs.preflight import STAGE as PREFLIGHT
-from agentrft.jobs.preflight import (
+from agentrft.jobs.job_preflight import (
     Preflight,
     check_preference,
     check_reinforcement,
     check_supervised,
 )
+from agentrft.jobs.monitoring import MonitorAlarmError
+from agentrft.jobs.pairs import comparable
+from agentrft.jobs.preference import fitting_pairs
+from agentrft.jobs.preflight import STAGE as PREFLIGHT
 from agentrft.jobs.progress import SilentProgress
 from agentrft.jobs.project import Project
 from agentrft.jobs.reinforcement import StormError, reinforce, serving
@@ -66,7 +66,7 @@ from agentrft.jobs.step_report import result_file
 from agentrft.jobs.supervised import HeldOut, learn, rendered
 from agentrft.jobs.tuning_project import JobFiles, tuning_project
 from agentrft.jobs.validation import task_sets
-from agentrft.measure.preflight import only_warns
+from agentrft.measure.job_preflight import only_warns
 from agentrft.store.datasets import read_demonstrations, read_preferences
 from agentrft.store.errors import NotFoundError
 from agentrft.store.files import StoredFile

@@ -21,11 +21,11 @@ from agentrft.jobs.evaluation import Measurement
 from agentrft.jobs.improvement_report import CLIMB, Climbed, reported
 from agentrft.jobs.optimize import STAGE as SEARCH
 from agentrft.jobs.optimize import found_again, search_spec
+from agentrft.jobs.preflight import preflight
 from agentrft.jobs.project import SPEC_FOLDER, Project, plain_spec
 from agentrft.jobs.retest import for_training, retest
 from agentrft.jobs.serving import OpenModel, ServedModel, require_weights, served_model
 from agentrft.jobs.stages import BASE, SPEC, evaluation, measured, under, with_training
-from agentrft.jobs.standing import preflight
 from agentrft.jobs.trained import NothingLearnedError
 from agentrft.jobs.training_stage import STAGE_OF, trained_stage
 from agentrft.jobs.trials import keep_spec

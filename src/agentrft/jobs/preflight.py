@@ -1,260 +1,309 @@
-"""The checks before compute: rows, tools, a few rollouts of the untouched model, and the grader.
+"""Where a project's agent stands: rollouts of train tasks, the grader asked twice, and the advice.
 
-They go the way of training: same loop, same limits, same grader. What they measure is judged in
-`measure/preflight.py`. The grader must do without the environment, as grader objects do.
+The same loop, limits and grader as training. Everything is stored, so a killed run goes on.
 """
 
-import asyncio
 import random
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from agentrft.core.errors import GraderError, boundary
-from agentrft.core.grade import GradedTrajectory
-from agentrft.core.job import JobError
-from agentrft.core.run import RolloutRecord
-from agentrft.core.sample import Sample
+from agentrft.audit.run import audit
+from agentrft.core.call_thread import in_thread
+from agentrft.core.config import EvaluationConfig, ProjectConfig
+from agentrft.core.errors import ConfigError, ToolError, UserError, boundary
+from agentrft.core.grade import Grade, GradedTrajectory, Outcome
+from agentrft.core.protocols import Environment
+from agentrft.core.run import Method, RolloutRecord, RunStatus
 from agentrft.core.seeds import derive_seed
-from agentrft.core.task import Demonstration, Preference, Task
-from agentrft.graders.reading import keys_read
+from agentrft.core.task import Task
+from agentrft.core.trajectory import Trajectory
+from agentrft.inference.models import describe
+from agentrft.jobs.audit import project_subject, summary
 from agentrft.jobs.context import Job
-from agentrft.jobs.evaluation import Measurement, stored_records
-from agentrft.jobs.pairs import Pair
-from agentrft.jobs.tool_probe import probe_tools
-from agentrft.measure.preflight import judge, numbers
-from agentrft.measure.preflight_facts import (
-    Facts,
-    GraderFacts,
-    ToolFacts,
-    grader_facts,
-    length_facts,
-    rollout_facts,
-    row_facts,
-)
-from agentrft.rollout.episode import GRADER_TIMEOUT_S, RolloutSetup, in_order
-from agentrft.rollout.group import collect
+from agentrft.jobs.distillation import short_spec
+from agentrft.jobs.evaluation import Measurement, evaluate
+from agentrft.jobs.grading import grader_types
+from agentrft.jobs.holdout import runs_beside
+from agentrft.jobs.project import Project
+from agentrft.jobs.regrade import needs_environment
+from agentrft.jobs.reinforcement import serving
+from agentrft.jobs.serving import OpenModel, ServedModel, served_model
+from agentrft.measure.advisor import AFTER_SEARCH, Supply, advise
+from agentrft.measure.next_steps import Prices, expected_costs
+from agentrft.measure.preflight_page import write_preflight
+from agentrft.measure.preflight_result import PreflightResult
+from agentrft.measure.standing import Plan, Standing, standing
+from agentrft.rollout.deadline import within
+from agentrft.rollout.episode import RolloutSetup, close_environment, grade_rollout, in_order
+from agentrft.store.home import Home
 
 STAGE = "preflight"
-TASKS = 16
-"""Sampled tasks at most."""
-ROLLOUTS_PER_TASK = 4
-ROLLOUTS_TIMEOUT_S = 3600.0
-"""Wall clock of all base rollouts; what is done by then is judged."""
-REGRADED = 8
-"""Trajectories that are graded again."""
-GRADINGS = 3
-"""Of each of them, the first included."""
-PASS_THRESHOLD = 0.999
-"""Score from which a rollout passes, if the grader object names none."""
+ASKS_MODEL = {"score_model", "label_model"}
+REPLAY_TIMEOUT_S = 60.0
+"""Wall clock of repeating a rollout's calls before it is graded again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preflight:
-    """What came of the checks."""
-
-    error: JobError | None
-    """Why the job must not train."""
-    warnings: tuple[str, ...]
-    numbers: Mapping[str, Any]
-    """Facts and verdict in JSON types, for the job object."""
-
-
-async def check_reinforcement(
+async def preflight(
     job: Job,
-    setup: RolloutSetup,
+    project: Project,
+    checkpoint: Path | None = None,
     *,
-    train: Sequence[Task],
-    validation: Sequence[Task],
-    tools: Collection[str],
-    grader: Mapping[str, Any],
-    temperature: float,
-    concurrency: int,
-    warn_only: bool = False,
-) -> Preflight:
-    """Check a reinforcement job; base rollouts are stored under the stage `preflight`.
+    open_model: OpenModel | None = None,
+    known: Supply | None = None,
+    allow_findings: bool = False,
+) -> PreflightResult:
+    """Measure, audit the grader without refusing, advise, and write `preflight.html` and `.json`.
 
-    `tools` are the names of those that somebody serves, `grader` is the job's grader object. A dead
-    tool ends the checks early, unless `warn_only`. Raises Stopped, and UserError for rows that no
-    rollout could begin with.
+    `known` is what a search or a training before it found out; what can be measured is filled in.
+    `allow_findings` trusts the grader whatever its audit says.
+    Raises Stopped, and UserError if no rollout can be scored.
     """
-    rows = row_facts(train, validation, grader_keys=keys_read(grader))
-    probed = await job.unless_stopped(probe_tools(setup, train, tools))
-    for tool in probed:
-        job.event(f"preflight: {_told(tool)}", level="info" if tool.alive else "warn")
-    facts = Facts(method="reinforcement", rows=rows, tools=probed)
-    if all(tool.alive for tool in probed) or warn_only:
-        sampled = sample_of_tasks(train, job.run.seed)
-        rollouts = await _base_rollouts(job, setup, sampled, temperature, concurrency)
-        threshold = grader.get("pass_threshold")
-        facts = Facts(
-            method="reinforcement",
-            rows=rows,
-            tools=probed,
-            rollouts=rollout_facts(
-                rollouts,
-                per_task=ROLLOUTS_PER_TASK,
-                pass_threshold=PASS_THRESHOLD if threshold is None else float(threshold),
-            ),
-            grader=await job.unless_stopped(_regrade(setup, sampled, rollouts, concurrency)),
+    opened = open_model or partial(served_model, job=job)
+    async with job.running():
+        with opened(project, job.home, trained=checkpoint is not None) as model:
+            setup = await serving(job, model, checkpoint)
+            found, notes = await measured_standing(job, model, setup)
+        audited = await _audited(job, project)
+        known = known or _known(job, setup, trained=checkpoint is not None)
+        known = replace(known, warm_started=known.warm_started or checkpoint is not None)
+        supply = supply_of(project, job.home, found, known, audited)
+        supply = replace(supply, grader_trusted=supply.grader_trusted or allow_findings)
+        config = project.config
+        costs = expected_costs(found, config.methods, _prices(config))
+        result = PreflightResult(
+            project=config.name,
+            model=setup.policy.model,
+            run_id=job.run.id,
+            created_at=job.run.created_at,
+            standing=found,
+            advice=advise(found, supply, config.advisor, costs=costs),
+            costs=costs,
+            audit=audited,
+            notes=notes,
         )
-    return _concluded(job, facts, warn_only=warn_only)
-
-
-def check_supervised(
-    job: Job,
-    *,
-    train: Sequence[Demonstration],
-    validation: Sequence[Demonstration],
-    samples: Sequence[Sample],
-    limit_tokens: int,
-    warn_only: bool = False,
-) -> Preflight:
-    """Check a supervised job: its rows, and how they fit the context once rendered as `samples`."""
-    facts = Facts(
-        method="supervised",
-        rows=row_facts(train, validation),
-        lengths=length_facts([sample.action_mask for sample in samples], limit_tokens),
-    )
-    return _concluded(job, facts, warn_only=warn_only)
-
-
-def check_preference(
-    job: Job,
-    *,
-    train: Sequence[Preference],
-    validation: Sequence[Preference],
-    pairs: Sequence[Pair],
-    limit_tokens: int,
-    warn_only: bool = False,
-) -> Preflight:
-    """Check a preference job: its rows, and how they fit the context once rendered as `pairs`."""
-    longer = [max(pair, key=lambda sample: len(sample.token_ids)) for pair in pairs]
-    facts = Facts(
-        method="dpo",
-        rows=row_facts(train, validation),
-        lengths=length_facts([sample.action_mask for sample in longer], limit_tokens),
-    )
-    return _concluded(job, facts, warn_only=warn_only)
-
-
-def sample_of_tasks(tasks: Sequence[Task], seed: int) -> list[Task]:
-    """Return the tasks that base rollouts are made of, in file order."""
-    places = range(len(tasks))
-    chosen = random.Random(derive_seed(seed, STAGE)).sample(places, min(TASKS, len(tasks)))
-    return [tasks[place] for place in sorted(chosen)]
-
-
-async def _base_rollouts(
-    job: Job, setup: RolloutSetup, tasks: Sequence[Task], temperature: float, concurrency: int
-) -> list[GradedTrajectory]:
-    """Roll the tasks out and store all of it; an earlier try that got so far is taken as it is."""
-    stored = stored_records(job, Measurement(stage=STAGE, split="train"))
-    if stored:
-        return [record.graded for record in stored]
-    planned = len(tasks) * ROLLOUTS_PER_TASK
-    done: list[GradedTrajectory] = []
-    with job.progress.phase("preflight: base rollouts", planned) as phase:
-
-        def note(graded: GradedTrajectory) -> None:
-            done.append(graded)
-            phase.rollout(graded)
-            phase.advance()
-            if len(done) % len(tasks) == 0 and len(done) <= planned:
-                job.event(f"preflight: {len(done)} of {planned} rollouts")
-
-        rolling = collect(
-            setup,
-            tasks,
-            group_size=ROLLOUTS_PER_TASK,
-            seed=derive_seed(job.run.seed, STAGE),
-            temperature=temperature,
-            concurrency=concurrency,
-            on_trajectory=note,
+        folder = job.home.report(job.run.id)
+        write_preflight(result, folder)
+        job.note_result(
+            report=str(folder),
+            verdict=result.verdict,
+            rule=result.advice.rule,
+            method=result.advice.method.value,
+            pass_at_1=asdict(found.pass_1),
         )
-        deadline = asyncio.timeout(ROLLOUTS_TIMEOUT_S)
-        try:
-            async with deadline:
-                await job.unless_stopped(rolling)
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            job.event(
-                f"preflight: only {len(done)} of {planned} rollouts in {ROLLOUTS_TIMEOUT_S:g} s; "
-                "going on with those",
-                level="warn",
-            )
-    families = {task.id: task.family for task in tasks}
-    job.append(
-        [
-            RolloutRecord(
-                stage=STAGE,
-                split="train",
-                step=0,
-                family=families[graded.trajectory.task_id],
-                graded=graded,
-            )
-            for graded in done
-        ]
+    return result
+
+
+async def measured_standing(
+    job: Job, model: ServedModel, setup: RolloutSetup
+) -> tuple[Standing, tuple[str, ...]]:
+    """Roll out train tasks at the training temperature and measure; also return what to remark.
+
+    Raises UserError if no rollout can be scored.
+    """
+    project, methods = model.project, model.project.config.methods
+    train, holdout = (
+        project.tasks("train"),
+        project.tasks("holdout") if _has_holdout(project) else (),
     )
-    return done
+    tasks = sample_of(train, methods.preflight.tasks, job.run.seed)
+    records = await evaluate(
+        job,
+        replace(setup, gold_grader=project.gold_grader),
+        tasks,
+        EvaluationConfig(
+            samples_per_task=methods.preflight.samples,
+            temperature=methods.reinforcement.temperature,
+        ),
+        Measurement(stage=STAGE, split="train", seed=job.run.seed),
+        concurrency=model.concurrency,
+    )
+    rollouts = with_tasks(records, tasks)
+    again, notes = await _flips(job, project, setup, rollouts)
+    plan = Plan(
+        pass_threshold=project.config.pass_threshold,
+        group_size=methods.reinforcement.group_size,
+        train_tasks=len({task.messages for task in train}),
+        holdout_tasks=len(holdout[: methods.optimize.confirm_tasks or None]),
+        holdout_samples=methods.optimize.confirm_samples,
+        alpha=methods.optimize.alpha,
+    )
+    if all(graded.outcome is Outcome.INFRASTRUCTURE_FAULT for _, graded in rollouts):
+        failure = rollouts[0][1].trajectory.failure or rollouts[0][1].grade.failure
+        told = f"{failure.where}: {failure.message}" if failure else "no reason was given"
+        raise UserError(f"none of {len(rollouts)} rollouts could be scored; the first: {told}")
+    return standing(rollouts, project.tools, plan, graded_again=again), notes
 
 
-async def _regrade(
+def supply_of(
+    project: Project, home: Home, found: Standing, known: Supply, audited: dict[str, Any]
+) -> Supply:
+    """Count what there is to train with, beside what is known already."""
+    config = project.config
+    return replace(
+        known,
+        demonstrations=max(known.demonstrations, len(project.demonstrations())),
+        pairs=len(project.preferences()),
+        shorter_spec=_has_shorter(project),
+        grader_trusted=not audited.get("blocked"),
+        grader_asks_model=bool(grader_types(config.grader) & ASKS_MODEL),
+        parameters=None
+        if config.endpoint
+        else describe(config.model, cache=home.models).parameters,
+        endpoint=config.endpoint is not None,
+    )
+
+
+def _known(job: Job, setup: RolloutSetup, *, trained: bool) -> Supply:
+    """Return what a search that ended with this spec, of this model, has found out."""
+    if trained:
+        return Supply()
+    ended = any(
+        run.method is Method.OPTIMIZE
+        and run.status is RunStatus.SUCCEEDED
+        and run.result.get("spec") == setup.policy.spec.hash
+        and all(run.config.get(key) == job.run.config.get(key) for key in ("model", "endpoint"))
+        for run in runs_beside(job)
+    )
+    return AFTER_SEARCH if ended else Supply()
+
+
+def _has_shorter(project: Project) -> bool:
+    try:
+        short_spec(project)
+    except ConfigError:
+        return False
+    return True
+
+
+def _has_holdout(project: Project) -> bool:
+    """A preflight does without: the advice then is to collect tasks."""
+    return (project.folder / project.config.data.holdout).is_file()
+
+
+def sample_of(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
+    """Return so many tasks, drawn by seed, in file order."""
+    places = random.Random(derive_seed(seed, STAGE)).sample(
+        range(len(tasks)), min(count, len(tasks))
+    )
+    return [tasks[place] for place in sorted(places)]
+
+
+def with_tasks(
+    records: Sequence[RolloutRecord], tasks: Sequence[Task]
+) -> list[tuple[Task, GradedTrajectory]]:
+    """Pair rollouts with their tasks, in an order that does not depend on who finished first."""
+    task_of = {task.id: (place, task) for place, task in enumerate(tasks)}
+    graded = sorted(
+        (record.graded for record in records),
+        key=lambda g: (task_of[g.trajectory.task_id][0], g.trajectory.seed),
+    )
+    return [(task_of[one.trajectory.task_id][1], one) for one in graded]
+
+
+async def _flips(
+    job: Job,
+    project: Project,
     setup: RolloutSetup,
-    tasks: Sequence[Task],
-    rollouts: Sequence[GradedTrajectory],
-    concurrency: int,
-) -> GraderFacts:
-    """Grade some trajectories again, of different tasks where possible."""
-    task_of = {task.id: task for task in tasks}
-    scored = [r for r in rollouts if r.grade.score is not None]
-    first_of_task = {r.trajectory.task_id: r for r in reversed(scored)}
-    others = [r for r in scored if r is not first_of_task[r.trajectory.task_id]]
-    chosen = [*first_of_task.values(), *others][:REGRADED]
-    slots = asyncio.Semaphore(concurrency)
-
-    async def score(graded: GradedTrajectory) -> float | None:
-        trajectory = graded.trajectory
-        async with slots:
-            try:
-                with boundary(GraderError, f"grader {setup.grader.name!r}"):
-                    async with asyncio.timeout(GRADER_TIMEOUT_S):
-                        grade = await setup.grader.grade(
-                            task_of[trajectory.task_id], trajectory, None
-                        )
-            except GraderError:
-                return None
-        return grade.score
-
-    scores = await in_order([score(graded) for graded in chosen for _ in range(GRADINGS - 1)])
-    again: dict[str, list[float | None]] = {}
-    for place, value in enumerate(scores):
-        again.setdefault(chosen[place // (GRADINGS - 1)].trajectory.id, []).append(value)
-    return grader_facts(rollouts, again)
+    rollouts: Sequence[tuple[Task, GradedTrajectory]],
+) -> tuple[dict[str, list[float | None]], tuple[str, ...]]:
+    """Ask the grader again where that is possible, and say where it is not."""
+    acting = needs_environment(setup.grader)
+    if acting and project.config.tools:
+        note = f"{acting} looks at the environment, and its tools by URL are not called again"
+        return {}, (f"flip rate not measured: {note}",)
+    wanted = project.config.methods.preflight.regraded
+    again = await graded_again(job, setup, rollouts, wanted=wanted)
+    lost = sum(not scores for scores in again.values())
+    note = f"the calls of {lost} of {len(again)} rollouts could not be repeated for a second grade"
+    return again, (note,) if lost else ()
 
 
-def _concluded(job: Job, facts: Facts, *, warn_only: bool) -> Preflight:
-    verdict = judge(facts, warn_only=warn_only)
-    measured = facts.rollouts
-    if measured is not None and measured.mean is not None:
-        job.event(
-            f"preflight: mean score {measured.mean:.3f}, best of {measured.per_task} "
-            f"{measured.best_of_k:.3f}, {measured.tasks_with_spread} of {measured.tasks} tasks "
-            "with spread"
+async def graded_again(
+    job: Job,
+    setup: RolloutSetup,
+    rollouts: Sequence[tuple[Task, GradedTrajectory]],
+    *,
+    wanted: int,
+    times: int = 1,
+) -> dict[str, list[float | None]]:
+    """Grade some rollouts again, of different tasks first; return the scores by trajectory id.
+
+    None stands for a grader that failed; no score at all, for calls that could not be repeated.
+    """
+    seen: Counter[str] = Counter()
+    rounds: list[tuple[int, Task, Trajectory]] = []
+    for task, graded in rollouts:
+        if graded.grade.score is not None:
+            rounds.append((seen[task.id], task, graded.trajectory))
+            seen[task.id] += 1
+    chosen = sorted(rounds, key=lambda entry: entry[0])[:wanted]
+    acting = needs_environment(setup.grader)
+    with job.progress.phase("grades given again", max(times * len(chosen), 1)) as phase:
+
+        async def once(task: Task, trajectory: Trajectory) -> Grade | None:
+            given = (setup, task, trajectory)
+            grade = await (_replayed(*given) if acting else _regraded(*given))
+            phase.advance()
+            return grade
+
+        work = in_order([once(task, trajectory) for _, task, trajectory in chosen * times])
+        grades = await job.unless_stopped(work)
+    again: dict[str, list[float | None]] = {trajectory.id: [] for _, _, trajectory in chosen}
+    for (_, _, trajectory), grade in zip(chosen * times, grades, strict=True):
+        if grade is not None:
+            again[trajectory.id].append(grade.score)
+    return again
+
+
+async def _regraded(setup: RolloutSetup, task: Task, trajectory: Trajectory) -> Grade:
+    return await grade_rollout(setup.grader, task, trajectory, None)
+
+
+async def _replayed(setup: RolloutSetup, task: Task, trajectory: Trajectory) -> Grade | None:
+    """Repeat the calls in a fresh environment, so that a grader that looks at it can grade again.
+
+    None if they cannot be repeated, which says nothing about the grader.
+    """
+    environment: Environment | None = None
+    opening = partial(setup.open_environment, task, trajectory.id)
+    late = ToolError(f"the calls were not repeated in {REPLAY_TIMEOUT_S:g} s")
+    try:
+        with boundary(ToolError, "calls repeated for a second grade"):
+            async with within(REPLAY_TIMEOUT_S, late):
+                environment = await in_thread(opening, name=f"replay {trajectory.id}")
+                for turn in trajectory.turns:
+                    ran = {result.call_id for result in turn.tool_results if not result.guard}
+                    for call in turn.message.tool_calls:
+                        if call.id in ran:
+                            await environment.call_tool(call)
+        return await grade_rollout(setup.grader, task, trajectory, environment)
+    except ToolError:
+        return None
+    finally:
+        if environment is not None:
+            await close_environment(environment, trajectory.id)
+
+
+async def _audited(job: Job, project: Project) -> dict[str, Any]:
+    """Audit the grader once per run; what it finds is told, not enforced."""
+    if before := job.run.result.get("audit"):
+        return dict(before)
+    with job.progress.phase("audit of the grader", 1) as phase:
+        report = await job.unless_stopped(
+            audit(project_subject(project), project.config.audit, seed=job.run.seed)
         )
-    error = JobError(code=verdict.code, message=verdict.reason, param=verdict.param)
-    return Preflight(
-        error=None if verdict.go else error,
-        warnings=tuple(f"preflight: {warning.message}" for warning in verdict.warnings),
-        numbers=numbers(facts, verdict),
-    )
+        phase.advance()
+    told = summary(report, allowed=False)
+    job.note_result(audit=told)
+    return told
 
 
-def _told(tool: ToolFacts) -> str:
-    if not tool.alive or tool.p50_s is None or tool.p95_s is None:
-        return f"tool {tool.name!r} does not work: {tool.problem}"
-    return (
-        f"tool {tool.name!r} answers in {tool.alone_s:.2f} s alone, {tool.p50_s:.2f} s (p50) and "
-        f"{tool.p95_s:.2f} s (p95) among {tool.calls - 1} calls at once, {tool.failed} failed"
-    )
+def _prices(config: ProjectConfig) -> Prices:
+    endpoint = config.endpoint
+    if endpoint is None:
+        return Prices()
+    return Prices(prompt=endpoint.input_price, sampled=endpoint.output_price)

@@ -17,7 +17,7 @@ from agentrft.core.call_thread import in_thread
 from agentrft.core.errors import ToolError, boundary
 from agentrft.core.protocols import Environment
 from agentrft.core.task import Task, ToolCall, ToolSpec
-from agentrft.measure.preflight_facts import ProbeCall, ToolFacts, tool_facts
+from agentrft.measure.job_preflight_facts import ProbeCall, ToolFacts, tool_facts
 from agentrft.rollout.deadline import within
 from agentrft.rollout.episode import RolloutSetup, in_order
 from agentrft.rollout.harness import visible_tools

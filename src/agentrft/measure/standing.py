@@ -14,11 +14,12 @@ from agentrft.core.task import Task, ToolSpec
 from agentrft.core.trajectory import FailureKind, StopReason, ToolResult
 from agentrft.measure.diagnosis import diagnoses, failure_mix
 from agentrft.measure.power import WITHIN, minimum_detectable
-from agentrft.measure.preflight_facts import SAME
 from agentrft.measure.ranks import spearman
 from agentrft.measure.search_summary import MixEntry
 from agentrft.measure.statistics import Estimate, mean, rate
 
+SAME = 1e-9
+"""Scores closer than this are the same score."""
 CUT = frozenset({StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL, StopReason.DEADLINE})
 
 
@@ -128,7 +129,7 @@ def standing(
     tools: Sequence[ToolSpec],
     plan: Plan,
     *,
-    graded_again: Mapping[str, float | None] | None = None,
+    graded_again: Mapping[str, Sequence[float | None]] | None = None,
 ) -> Standing:
     """Measure. `graded_again` holds further scores by trajectory id, None where the grader failed.
 
@@ -140,6 +141,7 @@ def standing(
     if not by_task:
         raise ValueError("no rollout counts: infrastructure or grader spoiled all of them")
     k = max(task.rollouts for task in by_task)
+    changes = score_changes(everyone, graded_again or {})
     solved = {task.task_id: [i < task.solved for i in range(task.rollouts)] for task in by_task}
     pass_1, within = rate(solved), _within(by_task)
     return Standing(
@@ -161,8 +163,11 @@ def standing(
         failures=sum(task.rollouts - task.solved for task in by_task),
         truncated=_share(counted, lambda g: g.trajectory.stop_reason in CUT),
         infrastructure=_share(everyone, _lost),
-        grader_errors=_share(everyone, _ungraded),
-        flips=_flips(everyone, graded_again or {}),
+        grader_errors=_share(everyone, grader_failed),
+        # Each rollout counts alone: it is the grader that is asked.
+        flips=rate({name: [change > SAME] for name, change in changes.items()})
+        if changes
+        else None,
         gold_agreement=_gold_agreement(counted),
         tools=_tool_health(rollouts, tools),
         train_tasks=plan.train_tasks,
@@ -182,6 +187,18 @@ def standing(
         seconds=_busy_seconds(everyone) / len(everyone),
         by_task=by_task,
     )
+
+
+def score_changes(
+    rollouts: Sequence[GradedTrajectory], again: Mapping[str, Sequence[float | None]]
+) -> dict[str, float]:
+    """Return by trajectory id how far further scores lie from the first, infinitely if one is None."""
+    first = {g.trajectory.id: g.grade.score for g in rollouts if g.grade.score is not None}
+    return {
+        name: max(math.inf if score is None else abs(score - first[name]) for score in scores)
+        for name, scores in again.items()
+        if scores
+    }
 
 
 def informative(rollouts: int, solved: int, group_size: int) -> float:
@@ -282,26 +299,14 @@ def _share(
     return rate(marks)
 
 
-def _ungraded(graded: GradedTrajectory) -> bool:
+def grader_failed(graded: GradedTrajectory) -> bool:
+    """Whether a rollout has no score through its grader's fault."""
     failure = graded.grade.failure
     return graded.grade.score is None and failure is not None and failure.kind is FailureKind.GRADER
 
 
 def _lost(graded: GradedTrajectory) -> bool:
-    return graded.outcome is Outcome.INFRASTRUCTURE_FAULT and not _ungraded(graded)
-
-
-def _flips(
-    rollouts: Sequence[GradedTrajectory], again: Mapping[str, float | None]
-) -> Estimate | None:
-    """Each rollout that was graded again counts alone: it is the grader that is asked."""
-    first = {graded.trajectory.id: graded.grade.score for graded in rollouts}
-    changed = {
-        key: [score is None or abs(score - known) > SAME]
-        for key, score in again.items()
-        if (known := first.get(key)) is not None
-    }
-    return rate(changed) if changed else None
+    return graded.outcome is Outcome.INFRASTRUCTURE_FAULT and not grader_failed(graded)
 
 
 def _gold_agreement(rollouts: Sequence[GradedTrajectory]) -> float | None:

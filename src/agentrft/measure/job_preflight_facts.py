@@ -1,4 +1,4 @@
-"""What the checks before compute measure. Pure: rows, calls and rollouts in, counts out.
+"""What the checks before a fine-tuning job measure. Pure: rows, calls and rollouts in, counts out.
 
 Rollouts lost to infrastructure are counted and left out of every mean.
 """
@@ -11,10 +11,9 @@ from typing import Literal
 
 from agentrft.core.grade import GradedTrajectory, Outcome
 from agentrft.core.task import Demonstration, Preference, Task
-from agentrft.core.trajectory import FailureKind, StopReason, Trajectory
+from agentrft.core.trajectory import StopReason, Trajectory
+from agentrft.measure.standing import SAME, grader_failed, score_changes
 
-SAME = 1e-9
-"""Scores closer than this are the same score."""
 WRONG_ADDRESS = frozenset({401, 403, 404, 405, 410})
 """Statuses that speak of the URL or the headers rather than of the arguments."""
 RESERVED = frozenset({"messages", "tools", "id", "family"})
@@ -255,20 +254,10 @@ def grader_facts(
     rollouts: Sequence[GradedTrajectory], again: Mapping[str, Sequence[float | None]]
 ) -> GraderFacts:
     """Sum up the grader; `again` holds by trajectory id the further scores, None for a crash."""
-    crashes = [
-        r.grade.failure
-        for r in rollouts
-        if r.grade.failure is not None
-        and r.grade.failure.kind is FailureKind.GRADER
-        and r.grade.score is None
-    ]
-    first = {r.trajectory.id: r.grade.score for r in rollouts if r.grade.score is not None}
-    changes = [
-        max(math.inf if score is None else abs(score - first[key]) for score in scores)
-        for key, scores in again.items()
-    ]
+    crashes = [r.grade.failure for r in rollouts if grader_failed(r) and r.grade.failure]
+    changes = score_changes(rollouts, again).values()
     return GraderFacts(
-        tried=len(first) + len(crashes),
+        tried=sum(r.grade.score is not None for r in rollouts) + len(crashes),
         crashed=len(crashes),
         first_crash=crashes[0].message if crashes else "",
         regraded=len(changes),

@@ -1,4 +1,4 @@
-"""The verdict of the checks before compute. Pure: facts in, verdict out.
+"""The verdict of the checks before a fine-tuning job. Pure: facts in, verdict out.
 
 `RULES` is the whole judgement: a failure stops the job before it trains, a warning is told.
 """
@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from agentrft.core.errors import ConfigError
-from agentrft.measure.preflight_facts import LONG_REFERENCE, SAME, Facts, RolloutFacts
+from agentrft.measure.job_preflight_facts import LONG_REFERENCE, Facts, RolloutFacts
+from agentrft.measure.standing import SAME
 
 Level = Literal["fail", "warn"]
 

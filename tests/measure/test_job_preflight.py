@@ -10,8 +10,8 @@ from agentrft.core.errors import ConfigError
 from agentrft.core.grade import Grade, GradedTrajectory
 from agentrft.core.task import Demonstration, Message, Task, ToolSpec
 from agentrft.core.trajectory import Failure, FailureKind, StopReason, Trajectory, Turn
-from agentrft.measure.preflight import RULES, Verdict, judge, numbers, only_warns
-from agentrft.measure.preflight_facts import (
+from agentrft.measure.job_preflight import RULES, Verdict, judge, numbers, only_warns
+from agentrft.measure.job_preflight_facts import (
     Facts,
     GraderFacts,
     ProbeCall,
