@@ -144,7 +144,7 @@ def _teaching(home: Home, runs: Sequence[str]) -> list[RolloutRecord]:
         run = _root(home, _run_id(named))
         led_to = _lineage(home, run.result.get("checkpoint", ""))
         sources |= dict.fromkeys(
-            (*rollout_runs(home.store, run.id), *(job.run.id for job in led_to))
+            (*rollout_runs(opened_run(home, run.id)), *(job.run.id for job in led_to))
         )
     lines = listed_rollouts(home.store, [*sources])
     return [

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agentrft.core.config import EvaluationConfig
 from agentrft.core.errors import ConfigError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import RolloutRecord
@@ -42,17 +41,7 @@ async def distillation(
         plain = plain_spec(project.folder, project.config)
         write_spec(job.folder / SPEC_FOLDER, short.spec, plain)
         keep_spec(job.folder, short.spec)
-        records = await own_rollouts(
-            job,
-            model,
-            start,
-            EvaluationConfig(
-                samples_per_task=config.samples,
-                temperature=config.temperature,
-                tasks=config.tasks,
-            ),
-            allow_findings=allow_findings,
-        )
+        records = await own_rollouts(job, model, start, config, allow_findings=allow_findings)
         told = await _told(short, records)
         found = chosen(
             records,

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from agentrft.core.config import EvaluationConfig
@@ -12,7 +12,7 @@ from agentrft.core.seeds import derive_seed
 from agentrft.core.task import Task
 from agentrft.jobs.context import Job
 from agentrft.rollout.episode import RolloutSetup, run_episode
-from agentrft.store.listing import TrajectorySummary
+from agentrft.store.listing import RunStore, TrajectorySummary
 
 COMMIT_EVERY = 32
 """Rollouts stored together; an interrupted evaluation loses fewer than this."""
@@ -151,15 +151,29 @@ def stored_records(job: Job, measurement: Measurement) -> list[RolloutRecord]:
 
 
 def stored_summaries(
-    job: Job, stage: str, split: RolloutSplit | None = None
-) -> list[TrajectorySummary]:
-    """List what this run already stored of a stage, without reading tokens."""
-    summaries: list[TrajectorySummary] = []
+    job: Job, stage: str | None = None, split: RolloutSplit | None = None
+) -> Iterator[TrajectorySummary]:
+    """List what this run already stored, without reading tokens."""
+    return summaries(job.home.store, job.run.id, stage=stage, split=split)
+
+
+def summaries(
+    store: RunStore,
+    run_id: str,
+    *,
+    stage: str | None = None,
+    split: RolloutSplit | None = None,
+) -> Iterator[TrajectorySummary]:
+    """List the rollouts of a run in the order they were stored, without reading tokens."""
     after, more = 0, True
     while more:
-        page = job.home.store.trajectories(
-            job.run.id, stage=stage, split=split, after=after, limit=1000
-        )
-        summaries += page.items
+        page = store.trajectories(run_id, stage=stage, split=split, after=after, limit=1000)
+        yield from page.items
         after, more = page.last, page.has_more
-    return summaries
+
+
+def in_file_order(records: Sequence[RolloutRecord], tasks: Sequence[Task]) -> list[RolloutRecord]:
+    """Sort by task, then by seed, so that it does not matter which rollout ended first."""
+    place = {task.id: number for number, task in enumerate(tasks)}
+    made = [(place[r.graded.trajectory.task_id], r.graded.trajectory.seed, r) for r in records]
+    return [record for *_, record in sorted(made, key=lambda one: one[:2])]

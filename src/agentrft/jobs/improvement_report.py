@@ -1,6 +1,5 @@
 """The report of a run with stages, made when it ends or at any time from what they left behind."""
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +12,10 @@ from agentrft.jobs.context import Job
 from agentrft.jobs.control import BEST_OF, drawn_control
 from agentrft.jobs.holdout import holdout_looks, runs_beside
 from agentrft.jobs.optimize import STAGE as SEARCH
-from agentrft.jobs.optimize import kept_summary, search_examples
-from agentrft.jobs.progress import SilentProgress
+from agentrft.jobs.optimize import kept_summary, opened_run, run_report, search_examples
 from agentrft.jobs.stages import MEASURED, with_training
 from agentrft.measure.advisor import Advice
-from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
+from agentrft.measure.report import Report, StageResult, build_report, write_report
 from agentrft.measure.search_summary import Retest
 from agentrft.store.codec import from_json, load_config
 from agentrft.store.home import Home
@@ -48,19 +46,12 @@ def reported(
     search = children.get(SEARCH)
     summary = kept_summary(search) if search and search.is_done else None
     return build_report(
-        ReportInput(
-            project=config.name,
-            model=config.agent_model,
-            run_id=job.run.id,
-            seeds=(job.run.seed,),
-            config=job.run.config,
-            pass_threshold=config.pass_threshold,
+        replace(
+            run_report(job, config, stages),
             phase_s={name: child.seconds for name, child in children.items()},
-            created_at=job.run.created_at,
             split=split,
             holdout_looks=holdout_looks(job),
             caveats=(*caveats(job), *_without_effect(children)),
-            stages=tuple(stages),
             control=control,
             search=summary,
             search_examples=search_examples(search, summary) if search and summary else (),
@@ -79,9 +70,7 @@ def report_again(home: Home, run_id: str) -> tuple[Report, Path]:
 
 def rebuilt(home: Home, run_id: str) -> Report:
     """Return the report of what a run with stages left behind. Raises UserError if that is nothing."""
-    job = Job(
-        home=home, run=home.store.run(run_id), progress=SilentProgress(), stop=asyncio.Event()
-    )
+    job = opened_run(home, run_id)
     children = children_of(job)
     # A training that rolled nothing out, and left nothing to go on with, was paid for all the same.
     stages = [stage for stage in _stages(job, children) if stage.records or stage.metrics]

@@ -22,6 +22,7 @@ from agentrft.core.spec import AgentSpec
 from agentrft.core.task import Demonstration, Message, Task, ToolSpec
 from agentrft.inference.grader_model import GraderModel, GradingRequest
 from agentrft.jobs.context import Job
+from agentrft.jobs.evaluation import stored_summaries
 from agentrft.jobs.holdout import holdout_looks
 from agentrft.jobs.ledger import Ledger
 from agentrft.jobs.progress import SilentProgress
@@ -178,7 +179,18 @@ def kept_spec(folder: Path, name: str) -> AgentSpec:
 
 def search_report(job: Job, config: ProjectConfig, summary: SearchSummary) -> tuple[Report, Path]:
     """Return the report of a search with the folder it belongs into."""
-    given = ReportInput(
+    given = replace(
+        run_report(job, config, _stages(job, summary)),
+        holdout_looks=summary.holdout_looks,
+        search=summary,
+        search_examples=search_examples(job, summary),
+    )
+    return build_report(given), job.home.report(job.run.id)
+
+
+def run_report(job: Job, config: ProjectConfig, stages: Sequence[StageResult]) -> ReportInput:
+    """Return what the report of a run says of it, whatever its method."""
+    return ReportInput(
         project=config.name,
         model=config.agent_model,
         run_id=job.run.id,
@@ -186,12 +198,8 @@ def search_report(job: Job, config: ProjectConfig, summary: SearchSummary) -> tu
         config=job.run.config,
         pass_threshold=config.pass_threshold,
         created_at=job.run.created_at,
-        holdout_looks=summary.holdout_looks,
-        stages=_stages(job, summary),
-        search=summary,
-        search_examples=search_examples(job, summary),
+        stages=tuple(stages),
     )
-    return build_report(given), job.home.report(job.run.id)
 
 
 def search_report_again(home: Home, run_id: str) -> tuple[Report, Path]:
@@ -223,15 +231,11 @@ def searched(job: Job) -> Job:
 
 def rollouts_of(job: Job, wanted: set[str]) -> dict[str, RolloutRecord]:
     """Read rollouts of a run by trajectory id; those it has not stored are left out."""
-    found: dict[str, RolloutRecord] = {}
-    after, more = 0, bool(wanted)
-    while more:
-        page = job.home.store.trajectories(job.run.id, after=after, limit=1000)
-        for line in page.items:
-            if line.trajectory_id in wanted:
-                found[line.trajectory_id] = job.home.store.trajectory(line.record_id)
-        after, more = page.last, page.has_more
-    return found
+    return {
+        line.trajectory_id: job.home.store.trajectory(line.record_id)
+        for line in stored_summaries(job)
+        if line.trajectory_id in wanted
+    }
 
 
 def _stages(job: Job, summary: SearchSummary) -> tuple[StageResult, ...]:
@@ -244,13 +248,9 @@ def _stages(job: Job, summary: SearchSummary) -> tuple[StageResult, ...]:
     )
     names = {summary.baseline_hash: "baseline", finalist.spec_hash: finalist.verdict}
     records: dict[str, list[RolloutRecord]] = {name: [] for name in names}
-    after, more = 0, True
-    while more:
-        page = job.home.store.trajectories(job.run.id, split="holdout", after=after, limit=1000)
-        for line in page.items:
-            record = job.home.store.trajectory(line.record_id)
-            records.get(record.graded.trajectory.spec_hash, []).append(record)
-        after, more = page.last, page.has_more
+    for line in stored_summaries(job, split="holdout"):
+        record = job.home.store.trajectory(line.record_id)
+        records.get(record.graded.trajectory.spec_hash, []).append(record)
     return tuple(StageResult(name=names[name], records=records[name]) for name in names)
 
 

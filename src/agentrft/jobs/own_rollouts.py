@@ -9,28 +9,29 @@ from agentrft.core.config import EvaluationConfig
 from agentrft.core.grade import Outcome
 from agentrft.core.run import RolloutRecord
 from agentrft.core.task import ToolCall
+from agentrft.core.training_config import DistillationConfig, PreferenceConfig, RejectionConfig
 from agentrft.core.trajectory import Trajectory
 from agentrft.jobs.audit import audited
 from agentrft.jobs.context import Job
-from agentrft.jobs.evaluation import Measurement, evaluate
+from agentrft.jobs.evaluation import Measurement, evaluate, in_file_order
 from agentrft.jobs.reinforcement import serving
 from agentrft.jobs.serving import ServedModel
 from agentrft.jobs.trained import NothingLearnedError
+from agentrft.measure.summary import score_of
 
 
 async def own_rollouts(
     job: Job,
     model: ServedModel,
     start: Path | None,
-    config: EvaluationConfig,
+    config: RejectionConfig | DistillationConfig | PreferenceConfig,
     *,
     allow_findings: bool,
 ) -> list[RolloutRecord]:
     """Roll out train tasks with a checkpoint or the base model.
 
-    What an interrupted run stored is not made again. In an order that does not depend on which
-    rollout ended first: by task as in the file, then by seed. Raises GraderRefusedError if the grader
-    that is to choose among them fails its audit.
+    What an interrupted run stored is not made again. In file order. Raises GraderRefusedError if the
+    grader that is to choose among them fails its audit.
     """
     project = model.project
     await audited(job, project, allow_findings=allow_findings)
@@ -39,12 +40,13 @@ async def own_rollouts(
         job,
         await serving(job, model, start),
         tasks,
-        config,
+        EvaluationConfig(
+            samples_per_task=config.samples, temperature=config.temperature, tasks=config.tasks
+        ),
         Measurement(stage=job.run.method, split="train", seed=job.run.seed),
         concurrency=model.concurrency,
     )
-    order = {task.id: number for number, task in enumerate(tasks)}
-    return sorted(records, key=lambda r: (order[_trajectory(r).task_id], _trajectory(r).seed))
+    return in_file_order(records, tasks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ def chosen(
     a duplicate. Two rollouts are the same if they make the same calls and give the same answer.
     """
     graded = [r for r in records if r.graded.outcome is not Outcome.INFRASTRUCTURE_FAULT]
-    solved = [r for r in graded if _score(r) >= pass_threshold]
+    solved = [r for r in graded if score_of(r.graded) >= pass_threshold]
     eligible = [r for r in (solved if successes_only else graded) if fits(r)]
     kept: dict[str, dict[Hashable, RolloutRecord]] = {}
     duplicates = 0
@@ -145,12 +147,6 @@ def _arguments(call: ToolCall) -> str:
         return json.dumps(json.loads(call.arguments), sort_keys=True)
     except ValueError:
         return call.arguments
-
-
-def _score(record: RolloutRecord) -> float:
-    score = record.graded.grade.score
-    assert score is not None  # only a rollout lost to infrastructure has none
-    return score
 
 
 def _errors(record: RolloutRecord) -> int:

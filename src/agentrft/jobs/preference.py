@@ -7,7 +7,6 @@ from, and stored under the run; the loop is the one of `jobs/supervised.py`.
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentrft.core.config import EvaluationConfig
 from agentrft.core.errors import DataError
 from agentrft.core.policy import Checkpoint
 from agentrft.core.sample import Sample
@@ -97,10 +96,7 @@ async def mined_pairs(
 
     Raises NothingLearnedError if no two rollouts make a pair.
     """
-    rollouts = EvaluationConfig(
-        samples_per_task=config.samples, temperature=config.temperature, tasks=config.tasks
-    )
-    records = await own_rollouts(job, model, start, rollouts, allow_findings=allow_findings)
+    records = await own_rollouts(job, model, start, config, allow_findings=allow_findings)
     found = mined(
         [record.graded for record in records],
         least_gap=config.least_gap,

@@ -25,7 +25,7 @@ from agentrft.inference.models import describe
 from agentrft.jobs.audit import project_subject, summary
 from agentrft.jobs.context import Job
 from agentrft.jobs.distillation import short_spec
-from agentrft.jobs.evaluation import Measurement, evaluate
+from agentrft.jobs.evaluation import Measurement, evaluate, in_file_order
 from agentrft.jobs.grading import grader_types
 from agentrft.jobs.holdout import runs_beside
 from agentrft.jobs.project import Project
@@ -195,13 +195,10 @@ def sample_of(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
 def with_tasks(
     records: Sequence[RolloutRecord], tasks: Sequence[Task]
 ) -> list[tuple[Task, GradedTrajectory]]:
-    """Pair rollouts with their tasks, in an order that does not depend on who finished first."""
-    task_of = {task.id: (place, task) for place, task in enumerate(tasks)}
-    graded = sorted(
-        (record.graded for record in records),
-        key=lambda g: (task_of[g.trajectory.task_id][0], g.trajectory.seed),
-    )
-    return [(task_of[one.trajectory.task_id][1], one) for one in graded]
+    """Return rollouts in file order, each with its task."""
+    task_of = {task.id: task for task in tasks}
+    ordered = (record.graded for record in in_file_order(records, tasks))
+    return [(task_of[graded.trajectory.task_id], graded) for graded in ordered]
 
 
 async def _flips(

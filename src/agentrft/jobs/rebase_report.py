@@ -11,13 +11,13 @@ from agentrft.jobs.audit import caveats
 from agentrft.jobs.context import Job
 from agentrft.jobs.holdout import holdout_looks
 from agentrft.jobs.improvement_report import children_of
-from agentrft.jobs.optimize import opened_run
+from agentrft.jobs.optimize import opened_run, run_report
 from agentrft.jobs.retest import kept_retest
 from agentrft.jobs.stages import MEASURED
 from agentrft.measure.arms import Arm, Spending, spent_on_training
 from agentrft.measure.comparison import LEVEL, NOT_MEASURED, compare
 from agentrft.measure.comparison_section import Payoff
-from agentrft.measure.report import Report, ReportInput, StageResult, build_report, write_report
+from agentrft.measure.report import Report, StageResult, build_report, write_report
 from agentrft.measure.statistics import paired_difference, rate
 from agentrft.measure.summary import by_task, passed
 from agentrft.store.codec import load_config
@@ -52,18 +52,11 @@ def rebase_report(job: Job) -> Report:
         raise UserError(f"run {job.run.id} has no measured stage yet; nothing to report")
     tested = children.get(f"{NEW_TUNED} spec")
     report = build_report(
-        ReportInput(
-            project=config.name,
-            model=config.agent_model,
-            run_id=job.run.id,
-            seeds=(job.run.seed,),
-            config=job.run.config,
-            pass_threshold=config.pass_threshold,
+        replace(
+            run_report(job, config, stages),
             phase_s={name: child.seconds for name, child in children.items()},
-            created_at=job.run.created_at,
             holdout_looks=holdout_looks(job),
             caveats=(*caveats(job), *job.run.result.get("notes", ())),
-            stages=stages,
             retests=(kept_retest(tested),) if tested and tested.is_done else (),
         )
     )

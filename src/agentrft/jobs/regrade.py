@@ -31,6 +31,8 @@ from agentrft.graders.reward_terms import GraderWithTerms
 from agentrft.graders.wire import normalised
 from agentrft.jobs.answer_format import AnswerFormat
 from agentrft.jobs.context import Job
+from agentrft.jobs.evaluation import summaries
+from agentrft.jobs.improvement_report import children_of
 from agentrft.jobs.project import Project
 from agentrft.measure.ranks import group_change, kendall_tau_b, spearman
 from agentrft.measure.regrading import Moved, Regrading, StageChange
@@ -175,8 +177,8 @@ async def regrade(job: Job, regrader: Regrader) -> Regrading:
 
     Raises StoreError if the rollouts of the source changed meanwhile, DataError if a row is gone.
     """
-    source_id = job.run.parent_id or ""
-    sources = rollout_runs(job.home.store, source_id)
+    source = job.home.store.run(job.run.parent_id or "")
+    sources = rollout_runs(replace(job, run=source))
     async with job.running():
         await job.unless_stopped(_grade(job, regrader, sources))
         result = _compare(job, sources)
@@ -188,20 +190,10 @@ async def regrade(job: Job, regrader: Regrader) -> Regrading:
     return result
 
 
-def rollout_runs(store: SqlStore, run_id: str) -> tuple[str, ...]:
-    """Return the run and its stages, oldest first. Raises StoreError if there is no such run."""
-    run = store.run(run_id)
-    stages: list[str] = []
-    after, more = 0, True
-    while more:
-        page = store.runs(run.project, after=after)
-        stages += [
-            child.id
-            for child in page.items
-            if child.parent_id == run_id and child.method is not Method.REGRADE
-        ]
-        after, more = page.last, page.has_more
-    return run_id, *reversed(stages)
+def rollout_runs(job: Job) -> tuple[str, ...]:
+    """Return a run and its stages, oldest first."""
+    stages = [child.run for child in children_of(job).values()]
+    return job.run.id, *(run.id for run in stages if run.method is not Method.REGRADE)
 
 
 async def _grade(job: Job, regrader: Regrader, sources: Sequence[str]) -> None:
@@ -237,11 +229,7 @@ def listed_rollouts(store: SqlStore, run_ids: Sequence[str]) -> Iterator[Traject
     measure of a grader.
     """
     for run_id in run_ids:
-        after, more = 0, True
-        while more:
-            page = store.trajectories(run_id, after=after, limit=1000)
-            yield from (summary for summary in page.items if summary.split != "canary")
-            after, more = page.last, page.has_more
+        yield from (one for one in summaries(store, run_id) if one.split != "canary")
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentrft.core.config import EvaluationConfig
 from agentrft.core.policy import Checkpoint
 from agentrft.core.run import RolloutRecord
 from agentrft.core.sample import Sample
@@ -25,17 +24,7 @@ async def rejection(
     if job.is_done:
         return job.checkpoint()
     async with job.running():
-        records = await own_rollouts(
-            job,
-            model,
-            start,
-            EvaluationConfig(
-                samples_per_task=config.samples,
-                temperature=config.temperature,
-                tasks=config.tasks,
-            ),
-            allow_findings=allow_findings,
-        )
+        records = await own_rollouts(job, model, start, config, allow_findings=allow_findings)
         found = chosen(
             records,
             pass_threshold=project.config.pass_threshold,

@@ -14,7 +14,7 @@ from agentrft.core.task import Demonstration, Task
 from agentrft.jobs.audit import audited
 from agentrft.jobs.checkpoints import delivered
 from agentrft.jobs.context import Job
-from agentrft.jobs.evaluation import Measurement, evaluate, foreseen, stored_records
+from agentrft.jobs.evaluation import Measurement, evaluate, foreseen, in_file_order, stored_records
 from agentrft.jobs.reinforcement import reinforce, serving
 from agentrft.jobs.serving import ServedModel, first_step
 from agentrft.jobs.supervised import demonstration_samples, imitate
@@ -96,8 +96,7 @@ async def evaluation(
                 measurement,
                 concurrency=model.concurrency,
             )
-    order = {task.id: number for number, task in enumerate(tasks)}
-    return sorted(records, key=lambda record: order[record.graded.trajectory.task_id])
+    return in_file_order(records, tasks)
 
 
 async def warm_start(

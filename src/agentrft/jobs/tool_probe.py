@@ -3,9 +3,7 @@
 The calls go the way of a rollout's calls; their arguments are the least that the schema asks for.
 """
 
-import asyncio
 import json
-import logging
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -19,12 +17,11 @@ from agentrft.core.protocols import Environment
 from agentrft.core.task import Task, ToolCall, ToolSpec
 from agentrft.measure.job_preflight_facts import ProbeCall, ToolFacts, tool_facts
 from agentrft.rollout.deadline import within
-from agentrft.rollout.episode import RolloutSetup, in_order
+from agentrft.rollout.episode import RolloutSetup, close_environment, in_order
 from agentrft.rollout.harness import visible_tools
 
 BURST = 50
 """Calls at the same time; the load that tool servers of the contract are built for."""
-CLOSE_TIMEOUT_S = 30.0
 MAX_DEPTH = 8
 
 _TEXTS: Mapping[str, str] = {
@@ -37,8 +34,6 @@ _TEXTS: Mapping[str, str] = {
     "ipv4": "192.0.2.1",
     "hostname": "example.com",
 }
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +75,7 @@ async def offered_tools(setup: RolloutSetup, tasks: Sequence[Task]) -> list[Prob
         try:
             specs = visible_tools(environment.tool_specs(), task, setup.policy.spec.tools)
         finally:
-            await _close(environment)
+            await close_environment(environment, f"tools of task {task.id!r}")
         for spec in specs:
             probes.setdefault(spec.name, Probe(task=task, spec=spec))
     return list(probes.values())
@@ -107,21 +102,12 @@ async def _call(setup: RolloutSetup, probe: Probe) -> ProbeCall:
         return ProbeCall(seconds=time.monotonic() - started, refusal=result.refusal)
     finally:
         if environment is not None:
-            await _close(environment)
+            await close_environment(environment, f"trial call of {where}")
 
 
 async def _opened(setup: RolloutSetup, task: Task) -> Environment:
     trace_id = f"trace_{secrets.token_hex(16)}"
     return await in_thread(partial(setup.open_environment, task, trace_id), name=f"open {trace_id}")
-
-
-async def _close(environment: Environment) -> None:
-    try:
-        with boundary(ToolError, "closing the environment of a trial call"):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await environment.close()
-    except ToolError as error:
-        _log.warning("%s", error)
 
 
 def least_value(schema: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from agentrft.core.grade import Grade
 from agentrft.core.run import RolloutRecord
 from agentrft.measure.monitors import Alarm
 from agentrft.measure.summary import ReportInput
-from agentrft.measure.transcript import block, turn_blocks
+from agentrft.measure.transcript import evidence
 
 
 def alarm_section(given: ReportInput) -> str:
@@ -46,17 +46,12 @@ def _row(stage: str, alarm: Alarm, numbers: dict[str, int]) -> str:
 
 def _evidence(record: RolloutRecord, numbers: dict[str, int]) -> str:
     graded = record.graded
-    trajectory = graded.trajectory
-    asked = "".join(block(m.role, m.content) for m in trajectory.prompt if m.role == "user")
     scores = _scores(
         [("score", graded.grade), ("held out", graded.gold), ("second", graded.second)]
     )
-    label = f"{numbers[trajectory.id]} · {record.split} · step {record.step} · {trajectory.task_id}"
-    return (
-        f'<details class="panel sample evidence" id="{escape(trajectory.id)}"><summary>{escape(label)} '
-        f'<span class="soft">{escape(scores)}</span></summary><div class="body">{asked}'
-        f"{''.join(turn_blocks(turn) for turn in trajectory.turns)}</div></details>"
-    )
+    number, task = numbers[graded.trajectory.id], graded.trajectory.task_id
+    label = f"{number} · {record.split} · step {record.step} · {task}"
+    return evidence(record, label, scores)
 
 
 def _scores(grades: Sequence[tuple[str, Grade | None]]) -> str:

@@ -150,7 +150,7 @@ def _families(summary: Summary) -> Sequence[Figure]:
                 "name": escape(stage.name),
                 "x": [estimate.value for estimate in rates],
                 "y": [row[family.name] + offset for family in seen.families],
-                "error_x": _whiskers(rates, color(index)),
+                "error_x": whiskers(rates, color(index)),
                 "marker": {"color": color(index), "size": 9},
                 "text": [f"{escape(f.name)}, {f.tasks} tasks" for f in seen.families],
                 "hovertemplate": "%{text}<br>pass@1 %{x:.1%}<extra></extra>",
@@ -268,7 +268,7 @@ def _validation(points: Sequence[StepPoint], name: str) -> dict[str, Any]:
         "name": name,
         "x": [point.step for point in points],
         "y": [point.score for point in points],
-        "error_y": _whiskers(estimates, tint),
+        "error_y": whiskers(estimates, tint),
         "line": {"color": tint, "width": 1.5, "dash": "dot"},
         "marker": {"size": 7},
         "hovertemplate": "step %{x}: %{y:.3f}<extra></extra>",
@@ -289,7 +289,8 @@ def _gold(points: Sequence[StepPoint], name: str) -> dict[str, Any]:
     }
 
 
-def _whiskers(estimates: Sequence[Estimate], tint: str) -> dict[str, Any]:
+def whiskers(estimates: Sequence[Estimate], tint: str) -> dict[str, Any]:
+    """Return the error bars of these estimates."""
     return {
         "type": "data",
         "symmetric": False,

@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from agentrft.measure.figures import Figure, color, plain_layout
+from agentrft.measure.figures import Figure, color, plain_layout, whiskers
 from agentrft.measure.next_steps import Cost
 from agentrft.measure.page import document, figure_blocks
 from agentrft.measure.preflight_result import PreflightResult
@@ -255,14 +255,7 @@ def _mix_plot(found: Standing) -> tuple[Figure, ...]:
         "x": [share.value for share in shares],
         "y": [entry.failure_class for entry in shown],
         "marker": {"color": color(5)},
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [share.high - share.value for share in shares],
-            "arrayminus": [share.value - share.low for share in shares],
-            "thickness": 1.5,
-            "width": 0,
-        },
+        "error_x": whiskers(shares, "#444"),
         "hovertemplate": "%{y}: %{x:.1%}<extra></extra>",
     }
     layout = plain_layout(

@@ -16,7 +16,7 @@ from agentrft.measure.figures import color
 from agentrft.measure.search_summary import Confirmation, KnobEffect, SearchSummary, Tried
 from agentrft.measure.statistics import Estimate, PairedDifference
 from agentrft.measure.summary import ReportInput
-from agentrft.measure.transcript import block, turn_blocks
+from agentrft.measure.transcript import evidence
 
 Interval = Estimate | PairedDifference
 
@@ -271,14 +271,8 @@ def _examples(summary: SearchSummary, examples: Mapping[str, RolloutRecord]) -> 
 
 def _example(shows: str, record: RolloutRecord) -> str:
     trajectory, grade = record.graded.trajectory, record.graded.grade
-    asked = "".join(block(m.role, m.content) for m in trajectory.prompt if m.role == "user")
     score = "not graded" if grade.score is None else f"score {grade.score:.2f}"
-    return (
-        f'<details class="panel sample evidence" id="{escape(trajectory.id)}">'
-        f'<summary>{escape(shows)} <span class="soft">{escape(trajectory.task_id)}, {score}</span>'
-        f'</summary><div class="body">{asked}'
-        f"{''.join(turn_blocks(turn) for turn in trajectory.turns)}</div></details>"
-    )
+    return evidence(record, shows, f"{trajectory.task_id}, {score}")
 
 
 def _tried(tried: Sequence[Tried]) -> str:

@@ -2,6 +2,7 @@
 
 from html import escape
 
+from agentrft.core.run import RolloutRecord
 from agentrft.core.trajectory import Turn
 
 
@@ -28,3 +29,14 @@ def block(label: str, text: str, kind: str = "") -> str:
     """Return one message."""
     heading = f"<b>{escape(label)}</b>" if label else ""
     return f'<div class="message {kind}">{heading}{escape(text)}</div>'
+
+
+def evidence(record: RolloutRecord, label: str, remark: str) -> str:
+    """Return a whole rollout, folded; links go to it by its id."""
+    trajectory = record.graded.trajectory
+    asked = "".join(block(m.role, m.content) for m in trajectory.prompt if m.role == "user")
+    return (
+        f'<details class="panel sample evidence" id="{escape(trajectory.id)}"><summary>{escape(label)} '
+        f'<span class="soft">{escape(remark)}</span></summary><div class="body">{asked}'
+        f"{''.join(turn_blocks(turn) for turn in trajectory.turns)}</div></details>"
+    )
