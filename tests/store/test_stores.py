@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from agentrft.core.errors import StoreError
 from agentrft.core.grade import Grade, GradedTrajectory, Outcome
 from agentrft.core.policy import Checkpoint
+from agentrft.core.protocols import Page
 from agentrft.core.run import (
     Event,
     Method,
@@ -24,7 +25,7 @@ from agentrft.core.run import (
 from agentrft.core.task import Message, ToolCall
 from agentrft.core.trajectory import Failure, FailureKind, StopReason, Trajectory, Turn
 from agentrft.store.home import Home
-from agentrft.store.listing import Listing, RunStore
+from agentrft.store.listing import RunStore
 from agentrft.store.memory import MemoryStore
 
 
@@ -160,9 +161,7 @@ def test_events_are_listed_newest_first_and_followed_in_order(store: RunStore) -
     assert ([e.step for _, e in newest.items], newest.has_more) == ([4, 3, 2], True)
     oldest = store.events("r1", after=newest.last, limit=3)
     assert ([e.step for _, e in oldest.items], oldest.has_more) == ([1, 0], False)
-    assert store.events("r1", after=oldest.last) == Listing(
-        items=(), last=oldest.last, has_more=False
-    )
+    assert store.events("r1", after=oldest.last) == Page(items=(), last=oldest.last, has_more=False)
     first = store.events_since("r1", 0, limit=2)
     assert ([e.step for _, e in first.items], first.has_more) == ([0, 1], True)
     rest = store.events_since("r1", first.last)

@@ -212,13 +212,14 @@ class Sandbox(Protocol):
 
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page(Generic[R]):
-    """A slice of a run's records in the order they were appended."""
+class Page(Generic[T]):
+    """A slice of a list, such as a run's records in the order they were appended."""
 
-    items: tuple[R, ...]
+    items: tuple[T, ...]
     last: int
     """Cursor: pass as `after` to get the next page."""
     has_more: bool

@@ -190,7 +190,7 @@ def markdown(comparison: Comparison) -> str:
 
 def _html_row(row: Row, *, priced: bool) -> str:
     low, high = 100 * row.pass_at_1.low, 100 * row.pass_at_1.high
-    p = f"<small>p {_p(row.adjusted_p)}</small></td>" if row.difference else ""
+    p = f"<small>p {escape(_p(row.adjusted_p))}</small></td>" if row.difference else ""
     difference = cell(row.difference).removesuffix("</td>") + p if p else "<td>reference</td>"
     money = f"<br>money {row.money_per_task:.4g}" if priced else ""
     made, *more = _made_with(row)

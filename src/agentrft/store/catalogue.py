@@ -10,11 +10,11 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, delete, insert, se
 from sqlalchemy.exc import IntegrityError
 
 from agentrft.core.job import Lease
+from agentrft.core.protocols import Page
 from agentrft.store import schema
 from agentrft.store.database import Database
 from agentrft.store.errors import ConflictError, NotFoundError
 from agentrft.store.leases import hold
-from agentrft.store.listing import Listing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +146,7 @@ class ModelCatalogue:
         after: str | None = None,
         limit: int = 10,
         order: Literal["ascending", "descending"] = "descending",
-    ) -> Listing[Permission]:
+    ) -> Page[Permission]:
         """Return who may call a model.
 
         Raises NotFoundError if the project does not own such a model, or for an unknown `after`.
@@ -168,7 +168,7 @@ class ModelCatalogue:
                 query = query.where(table.c.sequence > last if up else table.c.sequence < last)
             rows = connection.execute(query.limit(limit + 1)).mappings().all()
         shown = rows[:limit]
-        return Listing(
+        return Page(
             items=tuple(_permission(row) for row in shown),
             last=shown[-1]["sequence"] if shown else last,
             has_more=len(rows) > limit,

@@ -21,10 +21,10 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, delete, insert, se
 from sqlalchemy.exc import IntegrityError
 
 from agentrft.core.errors import StoreError
+from agentrft.core.protocols import Page
 from agentrft.store import schema
 from agentrft.store.database import Database
 from agentrft.store.errors import ConflictError, NotFoundError, TooLargeError
-from agentrft.store.listing import Listing
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 _LEFTOVER_S = 24 * 3600.0
@@ -99,7 +99,7 @@ class FileRegistry:
         after: str | None = None,
         limit: int = 100,
         newest_first: bool = True,
-    ) -> Listing[StoredFile]:
+    ) -> Page[StoredFile]:
         """Return the files that follow the file `after`.
 
         Raises NotFoundError if `after` is no file of the project.
@@ -120,7 +120,7 @@ class FileRegistry:
                 query = query.where(behind)
             rows = connection.execute(query.limit(limit + 1)).mappings().all()
         shown = rows[:limit]
-        return Listing(
+        return Page(
             items=tuple(_file(row) for row in shown),
             last=shown[-1]["sequence"] if shown else last,
             has_more=len(rows) > limit,

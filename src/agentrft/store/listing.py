@@ -2,25 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from agentrft.core.grade import Outcome
 from agentrft.core.policy import Checkpoint
-from agentrft.core.protocols import Store
+from agentrft.core.protocols import Page, Store
 from agentrft.core.run import Event, Record, RolloutRecord, RolloutSplit, Run, StepMetrics
 from agentrft.core.trajectory import StopReason
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing(Generic[T]):
-    """A slice of a list."""
-
-    items: tuple[T, ...]
-    last: int
-    """Cursor: pass as `after` to get the next slice."""
-    has_more: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +37,7 @@ class TrajectorySummary:
 class RunStore(Store, Protocol):
     """A store that can also list, open and rewind runs."""
 
-    def runs(self, project: str | None = None, *, after: int = 0, limit: int = 100) -> Listing[Run]:
+    def runs(self, project: str | None = None, *, after: int = 0, limit: int = 100) -> Page[Run]:
         """List runs, newest first."""
         ...
 
@@ -61,13 +51,11 @@ class RunStore(Store, Protocol):
 
     def events(
         self, run_id: str, *, after: int | None = None, limit: int = 100
-    ) -> Listing[tuple[int, Event]]:
+    ) -> Page[tuple[int, Event]]:
         """List a run's events with their places, newest first; `after` is the last place seen."""
         ...
 
-    def events_since(
-        self, run_id: str, sequence: int, limit: int = 100
-    ) -> Listing[tuple[int, Event]]:
+    def events_since(self, run_id: str, sequence: int, limit: int = 100) -> Page[tuple[int, Event]]:
         """List what was appended after a place, in append order; for followers."""
         ...
 
@@ -79,7 +67,7 @@ class RunStore(Store, Protocol):
         split: RolloutSplit | None = None,
         after: int = 0,
         limit: int = 100,
-    ) -> Listing[TrajectorySummary]:
+    ) -> Page[TrajectorySummary]:
         """List a run's trajectories in append order without reading their tokens."""
         ...
 

@@ -9,7 +9,7 @@ from agentrft.core.policy import Checkpoint
 from agentrft.core.protocols import Page
 from agentrft.core.run import Event, Record, RolloutRecord, RolloutSplit, Run, StepMetrics
 from agentrft.store.errors import no_run, no_trajectory, second_result
-from agentrft.store.listing import Listing, TrajectorySummary, kind_of, summary_of
+from agentrft.store.listing import TrajectorySummary, kind_of, summary_of
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class MemoryStore:
         """Return one run, or None if there is none of this id."""
         return self._runs.get(run_id)
 
-    def runs(self, project: str | None = None, *, after: int = 0, limit: int = 100) -> Listing[Run]:
+    def runs(self, project: str | None = None, *, after: int = 0, limit: int = 100) -> Page[Run]:
         """List runs, newest first."""
         found = [
             (sequence, run)
@@ -53,7 +53,7 @@ class MemoryStore:
             if project in (None, run.project) and (not after or sequence < after)
         ]
         items, last, has_more = _slice(found[::-1], after, limit)
-        return Listing(items=items, last=last, has_more=has_more)
+        return Page(items=items, last=last, has_more=has_more)
 
     def append(self, run_id: str, records: Sequence[Record]) -> None:
         """Append records: all or none."""
@@ -76,14 +76,12 @@ class MemoryStore:
 
     def events(
         self, run_id: str, *, after: int | None = None, limit: int = 100
-    ) -> Listing[tuple[int, Event]]:
+    ) -> Page[tuple[int, Event]]:
         """List a run's events with their places, newest first."""
         found = [e for e in self._of(run_id, Event) if after is None or e[0] < after]
         return _placed(found[::-1], after or 0, limit)
 
-    def events_since(
-        self, run_id: str, sequence: int, limit: int = 100
-    ) -> Listing[tuple[int, Event]]:
+    def events_since(self, run_id: str, sequence: int, limit: int = 100) -> Page[tuple[int, Event]]:
         """List what was appended after a place, in append order."""
         found = [e for e in self._of(run_id, Event) if e[0] > sequence]
         return _placed(found, sequence, limit)
@@ -96,7 +94,7 @@ class MemoryStore:
         split: RolloutSplit | None = None,
         after: int = 0,
         limit: int = 100,
-    ) -> Listing[TrajectorySummary]:
+    ) -> Page[TrajectorySummary]:
         """List a run's trajectories in append order."""
         found = [
             (sequence, summary_of(sequence, record))
@@ -104,7 +102,7 @@ class MemoryStore:
             if sequence > after and stage in (None, record.stage) and split in (None, record.split)
         ]
         items, last, has_more = _slice(found, after, limit)
-        return Listing(items=items, last=last, has_more=has_more)
+        return Page(items=items, last=last, has_more=has_more)
 
     def trajectory(self, record_id: int) -> RolloutRecord:
         """Return one whole record. Raises StoreError if there is none of this id."""
@@ -146,6 +144,6 @@ def _slice(
     return tuple(item for _, item in shown), last, len(found) > limit
 
 
-def _placed(found: Sequence[tuple[int, T]], after: int, limit: int) -> Listing[tuple[int, T]]:
+def _placed(found: Sequence[tuple[int, T]], after: int, limit: int) -> Page[tuple[int, T]]:
     items, last, has_more = _slice([(place, (place, item)) for place, item in found], after, limit)
-    return Listing(items=items, last=last, has_more=has_more)
+    return Page(items=items, last=last, has_more=has_more)

@@ -9,13 +9,14 @@ from sqlalchemy import ColumnElement, case, func, select
 
 from agentrft.core.grade import Outcome
 from agentrft.core.job import JobStatus
+from agentrft.core.protocols import Page
 from agentrft.core.run import Event, RolloutRecord
 from agentrft.core.trajectory import StopReason
 from agentrft.store import schema
 from agentrft.store.codec import from_json
 from agentrft.store.database import Database
 from agentrft.store.errors import NotFoundError
-from agentrft.store.listing import Listing, TrajectorySummary
+from agentrft.store.listing import TrajectorySummary
 from agentrft.store.sql import SqlStore
 
 _rollouts = schema.trajectories
@@ -84,7 +85,7 @@ class Overview:
 
     def validation_rollouts(
         self, run_id: str, step: int, *, after: int = 0, limit: int = 100
-    ) -> Listing[TrajectorySummary]:
+    ) -> Page[TrajectorySummary]:
         """List the rollouts of one validation without reading their tokens."""
         query = (
             select(*_LINE)
@@ -95,7 +96,7 @@ class Overview:
         with self._database.reading() as connection:
             rows = connection.execute(query).mappings().all()
         shown = tuple(_summary(row) for row in rows[:limit])
-        return Listing(
+        return Page(
             items=shown,
             last=shown[-1].record_id if shown else after,
             has_more=len(rows) > limit,

@@ -12,13 +12,13 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
 
 from agentrft.core.job import NEXT, FineTuningJob, JobError, JobState, JobStatus, Lease, Wish
+from agentrft.core.protocols import Page
 from agentrft.core.run import Event, Method, Run, RunStatus
 from agentrft.store import schema
 from agentrft.store.codec import from_json, to_json
 from agentrft.store.database import Database
 from agentrft.store.errors import ConflictError, no_job
 from agentrft.store.leases import hold
-from agentrft.store.listing import Listing
 from agentrft.store.outbox import announce
 from agentrft.store.sql import insert_run, read_run, write_record, write_run
 from agentrft.store.vault import Vault
@@ -226,7 +226,7 @@ class JobQueue:
         after: str | None = None,
         limit: int = 20,
         metadata: Mapping[str, str] | Literal["null"] | None = None,
-    ) -> Listing[JobState]:
+    ) -> Page[JobState]:
         """List jobs, newest first: of a project, from a job on, with this metadata ("null": none).
 
         Raises NotFoundError if there is no job `after`.
@@ -247,7 +247,7 @@ class JobQueue:
                 query = query.where(_jobs.c.sequence < last_seen)
             rows = connection.execute(query.limit(limit + 1)).all()
         shown = rows[:limit]
-        return Listing(
+        return Page(
             items=tuple(_state(row) for row in shown),
             last=shown[-1].sequence if shown else 0,
             has_more=len(rows) > limit,

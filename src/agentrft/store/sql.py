@@ -20,7 +20,7 @@ from agentrft.store.codec import from_json, to_json
 from agentrft.store.database import Database, upsert
 from agentrft.store.errors import no_run, no_trajectory, second_result
 from agentrft.store.leases import hold
-from agentrft.store.listing import Listing, TrajectorySummary, kind_of, summary_of
+from agentrft.store.listing import TrajectorySummary, kind_of, summary_of
 
 R = TypeVar("R", bound=Record)
 
@@ -61,7 +61,7 @@ class SqlStore:
         with self._database.reading() as connection:
             return read_run(connection, run_id)
 
-    def runs(self, project: str | None = None, *, after: int = 0, limit: int = 100) -> Listing[Run]:
+    def runs(self, project: str | None = None, *, after: int = 0, limit: int = 100) -> Page[Run]:
         """List runs, newest first."""
         table = schema.runs
         query = select(table.c.sequence, table.c.record).order_by(table.c.sequence.desc())
@@ -72,7 +72,7 @@ class SqlStore:
         with self._database.reading() as connection:
             rows = connection.execute(query.limit(limit + 1)).all()
         shown = rows[:limit]
-        return Listing(
+        return Page(
             items=tuple(from_json(Run, row.record) for row in shown),
             last=shown[-1].sequence if shown else after,
             has_more=len(rows) > limit,
@@ -115,7 +115,7 @@ class SqlStore:
 
     def events(
         self, run_id: str, *, after: int | None = None, limit: int = 100
-    ) -> Listing[tuple[int, Event]]:
+    ) -> Page[tuple[int, Event]]:
         """List a run's events with their places, newest first; `after` is the last place seen."""
         table = schema.events
         query = select(table.c.sequence, table.c.record).where(table.c.run_id == run_id)
@@ -123,9 +123,7 @@ class SqlStore:
             query = query.where(table.c.sequence < after)
         return self._event_listing(query.order_by(table.c.sequence.desc()), after or 0, limit)
 
-    def events_since(
-        self, run_id: str, sequence: int, limit: int = 100
-    ) -> Listing[tuple[int, Event]]:
+    def events_since(self, run_id: str, sequence: int, limit: int = 100) -> Page[tuple[int, Event]]:
         """List what was appended after a place, in append order; for followers."""
         table = schema.events
         query = select(table.c.sequence, table.c.record).where(
@@ -135,11 +133,11 @@ class SqlStore:
 
     def _event_listing(
         self, query: Select[Any, Any], after: int, limit: int
-    ) -> Listing[tuple[int, Event]]:
+    ) -> Page[tuple[int, Event]]:
         with self._database.reading() as connection:
             rows = connection.execute(query.limit(limit + 1)).all()
         shown = rows[:limit]
-        return Listing(
+        return Page(
             items=tuple((row.sequence, _decode(Event, row.record)) for row in shown),
             last=shown[-1].sequence if shown else after,
             has_more=len(rows) > limit,
@@ -153,7 +151,7 @@ class SqlStore:
         split: RolloutSplit | None = None,
         after: int = 0,
         limit: int = 100,
-    ) -> Listing[TrajectorySummary]:
+    ) -> Page[TrajectorySummary]:
         """List a run's trajectories in append order without reading their tokens."""
         table = schema.trajectories
         wanted: list[ColumnElement[bool]] = [table.c.run_id == run_id, table.c.sequence > after]
@@ -165,7 +163,7 @@ class SqlStore:
         with self._database.reading() as connection:
             rows = connection.execute(query.limit(limit + 1)).mappings().all()
         shown = tuple(_summary(row) for row in rows[:limit])
-        return Listing(
+        return Page(
             items=shown,
             last=shown[-1].record_id if shown else after,
             has_more=len(rows) > limit,
