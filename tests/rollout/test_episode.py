@@ -1,6 +1,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -396,6 +397,22 @@ def test_out_of_time_is_the_models_fault_only_if_it_wrote_long(
     graded = play(a_setup(Cut(tokens), python_environment(Desk)))
     assert graded.trajectory.stop_reason is StopReason.DEADLINE
     assert graded.outcome is outcome
+
+
+class Busy(ScriptedSampler):
+    """An engine before which each turn stood in line for a thousand seconds."""
+
+    async def sample(self, request: SampleRequest) -> Completion:
+        return replace(await super().sample(request), waited_s=1000.0)
+
+
+def test_time_in_the_engines_line_is_not_the_rollouts() -> None:
+    sampler = Busy([calls(("get_order", {"order_id": "W1"})), encode("done")])
+    graded = play(a_setup(sampler, python_environment(Desk), policy=a_policy(timeout_s=60.0)))
+    assert len(graded.trajectory.turns) == 2
+    assert graded.trajectory.turns[0].waited_s == 1000.0
+    assert [(r.deadline_s or 0.0) > 900.0 for r in sampler.requests] == [False, True]
+    assert all(r.patience_s > 0.0 for r in sampler.requests)
 
 
 def test_a_slow_tool_that_uses_the_time_up_is_infrastructure() -> None:

@@ -29,7 +29,7 @@ class Limits:
     max_context_tokens: int = 4096
     """Prompt, history and answer together; also bounds the engine's cache."""
     timeout_s: float = 300.0
-    """Wall clock of one rollout, tools included."""
+    """Wall clock of one rollout, tools included, without its time in the engine's line."""
     tool_timeout_s: float = 600.0
     """Wall clock of one tool call."""
     show_remaining: bool = False

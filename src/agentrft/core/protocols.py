@@ -28,6 +28,8 @@ class SampleRequest:
     stop_token_ids: tuple[int, ...] = ()
     deadline_s: float | None = None
     """Seconds from now; what was sampled until then is returned."""
+    patience_s: float = 0.0
+    """Seconds in the engine's line, before it begins with this call, that do not count for that."""
     grammar: str = ""
     """Lark as llguidance reads it: tokens are drawn among those it allows, stop tokens only where it
     is complete. Empty forces nothing. Engines that can force none raise UserError; fakes ignore it."""
@@ -47,6 +49,8 @@ class Completion:
     last_version: int
     cached_tokens: int = 0
     """Prompt tokens that were not computed again."""
+    waited_s: float = 0.0
+    """Seconds in line that did not count, `patience_s` at most."""
 
 
 class Sampler(Protocol):

@@ -109,6 +109,8 @@ class Turn:
     """As counted by the endpoint that answered; None where the tokens themselves are recorded."""
     sampling_s: float = 0.0
     tools_s: float = 0.0
+    waited_s: float = 0.0
+    """In the engine's line, before it sampled."""
 
     def __post_init__(self) -> None:
         if len(self.action_ids) != len(self.behavior_logprobs):

@@ -19,6 +19,9 @@ from agentrft.core.usage import TokenUsage
 
 SAMPLER_GRACE_S = 30.0
 """How long past its deadline an engine may take to hand over what it sampled."""
+LINE_S = 900.0
+"""How long a turn may stand in an engine's line. That is no time of the rollout's, or how many others
+there are would decide which ones are cut; after it the engine is too slow for all of them."""
 
 
 class DialogueError(SamplerError):
@@ -71,6 +74,8 @@ class SpokenTurn:
     last_version: int = 0
     usage: TokenUsage | None = None
     """Where no tokens are known."""
+    waited_s: float = 0.0
+    """In the engine's line."""
 
 
 class Dialogue(Protocol):
@@ -208,10 +213,11 @@ class TokenDialogue:
             seed=request.seed,
             stop_token_ids=self._renderer.stop_token_ids,
             deadline_s=left_s,
+            patience_s=LINE_S,
             grammar=self._grammar(request.form),
         )
         with part("sampler", UserError):
-            async with asyncio.timeout(left_s + SAMPLER_GRACE_S):
+            async with asyncio.timeout(left_s + LINE_S + SAMPLER_GRACE_S):
                 completion = await self._sampler.sample(sample)
             if completion.finish_reason is FinishReason.CANCELLED:
                 raise SamplerError("the engine cancelled the request")
@@ -230,6 +236,7 @@ class TokenDialogue:
             behavior_logprobs=completion.logprobs,
             first_version=completion.first_version,
             last_version=completion.last_version,
+            waited_s=completion.waited_s,
         )
 
     def hear(self, said: Message, answers: Sequence[Message]) -> None:

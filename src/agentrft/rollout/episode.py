@@ -166,7 +166,8 @@ class _Episode:
         return time.monotonic() - self._started
 
     def left_s(self) -> float:
-        return self.limits.timeout_s - (self.elapsed_s() - self._asked_s)
+        waited_s = sum(turn.waited_s for turn in self._since_asked)
+        return self.limits.timeout_s - (self.elapsed_s() - self._asked_s - waited_s)
 
     @property
     def _since_asked(self) -> Sequence[Turn]:
@@ -320,7 +321,8 @@ class _Episode:
             parse_failures=spoken.parse_failures,
             finish_reason=spoken.finish_reason,
             usage=spoken.usage,
-            sampling_s=self.elapsed_s() - started_s,
+            sampling_s=self.elapsed_s() - started_s - spoken.waited_s,
+            waited_s=spoken.waited_s,
         )
         return said, turn
 

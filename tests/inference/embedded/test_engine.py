@@ -155,6 +155,35 @@ def test_at_its_deadline_a_request_returns_what_it_has(engine: EmbeddedEngine) -
         assert len(completion.token_ids) < 400
 
 
+def test_patience_keeps_the_line_from_using_up_the_time(model_folder: Path) -> None:
+    config = EngineConfig(dtype="float32", threads=1, max_sequences=1)
+    engine = EmbeddedEngine(model_folder, config, max_context_tokens=CONTEXT)
+    ended: list[str] = []
+
+    async def run() -> dict[str, Completion]:
+        async def sample(name: str, wanted: SampleRequest) -> Completion:
+            completion = await engine.sample(wanted)
+            ended.append(name)
+            return completion
+
+        running = asyncio.create_task(sample("running", request([1, 2], max_tokens=440)))
+        await until_sampled(engine, 1)
+        hasty = replace(request([3, 4]), deadline_s=0.0)
+        waiting = [
+            sample("hasty", hasty),
+            sample("patient", replace(hasty, patience_s=600.0)),
+        ]
+        of_hasty, of_patient = await asyncio.gather(*waiting)
+        return {"running": await running, "hasty": of_hasty, "patient": of_patient}
+
+    completions = asyncio.run(run())
+    engine.close()
+    assert ended == ["hasty", "running", "patient"]
+    assert completions["patient"].finish_reason is FinishReason.DEADLINE
+    assert 0.0 < completions["patient"].waited_s < 600.0
+    assert completions["hasty"].waited_s == completions["running"].waited_s == 0.0
+
+
 def test_cancelling_the_awaiting_task_frees_the_row(model_folder: Path) -> None:
     config = EngineConfig(dtype="float32", threads=1, max_sequences=1)
     engine = EmbeddedEngine(model_folder, config, max_context_tokens=CONTEXT)

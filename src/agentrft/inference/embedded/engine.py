@@ -137,7 +137,10 @@ class _Call:
     ids: list[int]
     """Prompt and what was sampled so far."""
     deadline: float
-    """On the monotonic clock."""
+    """On the monotonic clock, with all its patience until the engine begins with it."""
+    arrived: float
+    waited_s: float = -1.0
+    """Below 0 until the engine begins."""
     logprobs: list[float] = field(default_factory=list[float])
     seen: Seen = field(default_factory=Seen)
     """What followed what in `ids`, for guessing."""
@@ -152,6 +155,13 @@ class _Call:
     @property
     def sampled(self) -> int:
         return len(self.logprobs)
+
+    def begin(self) -> None:
+        """Stop the clock of its patience; what it did not need is no time to compute in."""
+        if self.waited_s < 0:
+            patience_s = self.request.patience_s
+            self.waited_s = min(time.monotonic() - self.arrived, patience_s)
+            self.deadline -= patience_s - self.waited_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +286,7 @@ class EmbeddedEngine:
     async def _call(self, request: SampleRequest, reply: _Reply[Completion]) -> _Call:
         self._check(request)
         seconds = float("inf") if request.deadline_s is None else request.deadline_s
-        deadline = time.monotonic() + seconds
+        arrived = time.monotonic()
         grammar = None
         if request.grammar:
             stops = request.stop_token_ids
@@ -285,7 +295,8 @@ class EmbeddedEngine:
             request=request,
             reply=reply,
             ids=list(request.prompt_ids),
-            deadline=deadline,
+            deadline=arrived + seconds + request.patience_s,
+            arrived=arrived,
             grammar=grammar,
         )
 
@@ -476,6 +487,7 @@ class EmbeddedEngine:
         for call, guess in zip(decoding, guesses, strict=True):
             row = call.row
             assert row is not None
+            call.begin()
             stop = row.length + len(guess)
             row.ids[row.length : stop] = guess
             chunks.append(Chunk(row, row.computed, stop, drafts=len(guess), decodes=True))
@@ -483,6 +495,7 @@ class EmbeddedEngine:
         for call in self._running:
             row = call.row
             if row is not None and row.length - row.computed > 1 and budget:
+                call.begin()
                 tokens = min(row.length - row.computed, budget)
                 chunks.append(Chunk(row, row.computed, row.computed + tokens))
                 budget -= tokens
@@ -549,6 +562,7 @@ class EmbeddedEngine:
                 first_version=self._version if call.first_version < 0 else call.first_version,
                 last_version=self._version,
                 cached_tokens=max(call.cached_tokens, 0),
+                waited_s=call.request.patience_s if call.waited_s < 0 else call.waited_s,
             )
         )
 
