@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 PROGRAM = """
 import sys, threading
 from pathlib import Path
@@ -45,6 +43,5 @@ def held(how: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(os.confstr("CS_GNU_LIBC_VERSION") is None, reason="another C library")
 def test_steps_on_changing_threads_do_not_each_keep_their_own_memory() -> None:
     assert held("shared") < held("apart") / 2

@@ -166,8 +166,11 @@ class _Episode:
         return time.monotonic() - self._started
 
     def left_s(self) -> float:
-        waited_s = sum(turn.waited_s for turn in self._since_asked)
-        return self.limits.timeout_s - (self.elapsed_s() - self._asked_s - waited_s)
+        return self.limits.timeout_s - (self.elapsed_s() - self._asked_s - self._waited_s)
+
+    @property
+    def _waited_s(self) -> float:
+        return sum(turn.waited_s for turn in self._since_asked)
 
     @property
     def _since_asked(self) -> Sequence[Turn]:
@@ -282,7 +285,8 @@ class _Episode:
         tools_s = self.tools_s - self._asked_tools_s
         spent = (
             f"{self.limits.timeout_s:g} s are over: {sampling_s:.1f} s sampling "
-            f"{self.sampled_tokens} tokens, {tools_s:.1f} s in tools"
+            f"{self.sampled_tokens} tokens, {tools_s:.1f} s in tools; the engine's line took "
+            f"{self._waited_s:.1f} s more"
         )
         if tools_s > sampling_s:
             return StopReason.DEADLINE, _infrastructure("tools", spent)

@@ -363,7 +363,7 @@ def _check_adapter(record: TrainerRecord, adapter: Adapter, checkpoint: Path) ->
     """Raise ModelError if factors would be scaled or placed otherwise than they were trained."""
     trained: Mapping[str, Any] = record.config["adapter"]
     for name, own in asdict(adapter).items():
-        told = trained[name]
+        told = trained.get(name, own)  # a record of before the setting existed
         if told != own and (name != "targets" or set(told) != set(own)):
             raise ModelError(
                 f"checkpoint {checkpoint} was trained with adapter.{name} = {told!r}, but it is "

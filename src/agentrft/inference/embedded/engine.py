@@ -157,7 +157,7 @@ class _Call:
         return len(self.logprobs)
 
     def begin(self) -> None:
-        """Stop the clock of its patience; what it did not need is no time to compute in."""
+        """End its patience; what is left of that adds nothing to the time it may compute."""
         if self.waited_s < 0:
             patience_s = self.request.patience_s
             self.waited_s = min(time.monotonic() - self.arrived, patience_s)
