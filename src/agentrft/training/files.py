@@ -38,7 +38,7 @@ def each_tensor(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_weights(
-    folder: Path, model_folder: Path, masters: Mapping[str, nn.Parameter], adapter: Adapter
+    folder: Path, model_folder: Path, masters: Mapping[str, Tensor], adapter: Adapter
 ) -> None:
     """Write masters in float32 so that PEFT or transformers loads the folder."""
     tensors = {name: master.detach().cpu().contiguous() for name, master in masters.items()}

@@ -4,9 +4,10 @@ computes, nor jobs, nor the store.
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,19 @@ class LocalTrainer:
     def weights(self) -> Weights:
         """Return copies of the changed weights and this trainer's own canary logprobs."""
         return Weights(
-            version=self.steps_done, tensors=self.trainable.merged(), canaries=self._prove()
+            version=self.steps_done,
+            tensors=self.trainable.merged(),
+            canaries=self._prove(),
+            write_adapter=self._adapter_writer(),
         )
+
+    def _adapter_writer(self) -> Callable[[Path], None] | None:
+        adapter = self._config.adapter
+        if adapter.kind == "full":
+            return None
+        # Copies: the next step may come before an engine asks.
+        factors = {name: one.detach().clone() for name, one in self.trainable.masters.items()}
+        return partial(write_weights, model_folder=self._folder, masters=factors, adapter=adapter)
 
     def _prove(self) -> tuple[Canary, ...]:
         scored = self.score(self._canaries)

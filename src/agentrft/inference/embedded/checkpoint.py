@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,15 @@ def read_checkpoint(checkpoint: Path, base: Path) -> Weights:
             version=record["steps_done"],
             tensors=_read(checkpoint / "model.safetensors") if full else _merge(checkpoint, base),
             canaries=_read_canaries(checkpoint / "canaries.json"),
+            write_adapter=None if full else partial(_copy_adapter, checkpoint),
         )
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         raise SamplerError(f"checkpoint {checkpoint} cannot be read: {error}") from error
+
+
+def _copy_adapter(checkpoint: Path, folder: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(checkpoint / name, folder / name)
 
 
 def _merge(checkpoint: Path, base: Path) -> dict[str, Tensor]:

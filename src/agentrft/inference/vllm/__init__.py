@@ -1,0 +1,1 @@
+"""vLLM behind HTTP as the engine of rollouts; vLLM itself is never imported."""
