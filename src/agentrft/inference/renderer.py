@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TAGS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
 """What families write around calls and reasoning, as text or as tokens."""
 _ANY_TOOL = "any_tool"
+_TOOL_SETS = 64
+"""Sets of tools that are kept as the family wants them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class ChatRenderer:
     ) -> None:
         self._tokenizer = tokenizer
         self._renderer = renderer
+        self._tool_sets: dict[str, list[dict[str, Any]]] = {}
         self.stop_token_ids = tuple(renderer.get_stop_token_ids())
         self.bare_calls = bare_calls
         """Whether a call is a turn that is a JSON object, with nothing around it to tell it by."""
@@ -321,6 +324,16 @@ class ChatRenderer:
         return result
 
     def _tools(self, tools: Sequence[ToolSpec]) -> Any:
+        # Every turn of every rollout asks for the same few sets. By repr, which tells 1 from True.
+        key = repr(tools)
+        written = self._tool_sets.get(key)
+        if written is None:
+            if len(self._tool_sets) >= _TOOL_SETS:
+                self._tool_sets.clear()
+            written = self._tool_sets[key] = self._escaped_tools(tools)
+        return written or None
+
+    def _escaped_tools(self, tools: Sequence[ToolSpec]) -> list[dict[str, Any]]:
         return [
             {
                 "type": "function",
@@ -333,7 +346,7 @@ class ChatRenderer:
                 ),
             }
             for tool in tools
-        ] or None
+        ]
 
     def _escaped(self, value: Any) -> Any:
         if isinstance(value, str):

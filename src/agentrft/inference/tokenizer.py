@@ -7,7 +7,7 @@ control token keeps `encode` from reading it as one and is gone again in the ids
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from agentrft.core.errors import ModelError
 
 _MARK, _LITERAL = "\U0010fffd", "\U0010fffc"
 """Private-use characters: the mark, and what follows it where the text itself holds a mark."""
+
+_PIECES = 256
+"""Stretches between control tokens whose ids are kept: scaffold and system text come again and again."""
 
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 _OTHERS = tuple(byte for byte in range(256) if byte not in _PRINTABLE)
@@ -58,6 +61,7 @@ class ChatTokenizer:
         description["truncation"] = description["padding"] = None
         self._tokenizer = Tokenizer.from_str(json.dumps(description))
         self._tokenizer.encode_special_tokens = True
+        self._piece_ids = lru_cache(_PIECES)(self._encode_escaped)
         self._byte_level = "ByteLevel" in json.dumps(description.get("decoder"))
         names = sorted(self.control_ids, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
@@ -81,17 +85,18 @@ class ChatTokenizer:
         ids: list[int] = []
         start = 0
         for match in self._control.finditer(text):
-            ids += self._encode_escaped(text[start : match.start()])
+            ids += self._piece_ids(text[start : match.start()])
             ids.append(self.control_ids[match[0]])
             start = match.end()
-        return ids + self._encode_escaped(text[start:])
+        ids += self._piece_ids(text[start:])
+        return ids
 
-    def _encode_escaped(self, text: str) -> list[int]:
+    def _encode_escaped(self, text: str) -> tuple[int, ...]:
         if not text:
-            return []
+            return ()
         if _MARK in text:
             text = re.sub(f"{_MARK}({_LITERAL})?", lambda m: _MARK if m[1] else "", text)
-        return self.plain(text)
+        return tuple(self.plain(text))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of ids, control tokens included unless skipped."""

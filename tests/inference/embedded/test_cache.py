@@ -1,6 +1,7 @@
 """The book over cached tokens: who holds what, and what happens when memory is short."""
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -142,6 +143,46 @@ def test_a_prefix_outlives_its_rows_in_a_trunk() -> None:
         cache.release(row)
     row, ready = take(cache, ids(range(100), range(900, 903)))
     assert (ready, row.leaning) == (96, 96)
+
+
+def test_rows_of_a_trunk_that_share_much_more_get_a_deeper_one() -> None:
+    cache = make_cache()
+    take(cache, ids(range(100), range(900, 910)))
+    first, _ = take(cache, ids(range(100), range(200, 700), range(10)))
+    assert first.leaning == 96
+    second, ready = take(cache, ids(range(100), range(200, 700), range(20, 30)))
+    assert (ready, first.leaning, second.leaning) == (600, 576, 576)
+    assert first.trunk is second.trunk is cache.trunks[1]
+    # A little more shared is not worth another one.
+    third, ready = take(cache, ids(range(100), range(200, 700), range(20, 28), range(800, 810)))
+    assert (ready, third.leaning) == (608, 576)
+    for row in (first, second, third):
+        held(cache, row)
+
+
+def test_trunks_take_a_bounded_share_of_memory_and_the_oldest_idle_one_goes() -> None:
+    cache = make_cache(max_rows=4, max_bytes=4 * 320 * POSITION_BYTES)
+    for n in range(4):
+        for last in range(2):
+            row, _ = take(cache, ids(range(100 * n, 100 * n + 99), range(900 + last, 903 + last)))
+            cache.release(row)
+    assert [trunk.ids[0] for trunk in cache.trunks] == [100, 200, 300]
+
+
+def test_memory_is_taken_for_what_rows_hold_and_given_back() -> None:
+    cache = make_cache(max_rows=512)
+    rows = [take(cache, ids(range(8 * n, 8 * n + 8)))[0] for n in range(256)]
+    take(cache, ids(range(2000)))
+    whole = 2 * SHAPE.layers * cache.keys[0].nbytes
+    assert whole > 50 << 20
+    before = psutil.Process().memory_info().rss
+    # What rows do not use was never written, so giving all of it back frees little.
+    for row in cache.rows:
+        row.busy = False
+    cache.clear()
+    assert before - psutil.Process().memory_info().rss < whole // 10
+    assert all(not tensor.any() for tensor in (*cache.keys, *cache.values))
+    assert len(rows) == 256
 
 
 def test_short_memory_drops_idle_rows_and_then_says_what_is_too_much() -> None:

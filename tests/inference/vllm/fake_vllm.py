@@ -151,7 +151,8 @@ async def serving(fake: Fake) -> AsyncIterator[Fake]:
 
 
 if __name__ == "__main__":  # as `vllm serve FOLDER --uds=PATH ...`
-    options = dict(word.removeprefix("--").partition("=")[::2] for word in sys.argv[3:])
+    words = (word.removeprefix("--").partition("=") for word in sys.argv[3:])
+    options = {name: value for name, _, value in words}
     sys.stdout.write(f"{json.dumps(sys.argv[1:])}\n")
     sys.stdout.flush()
     if "refuse" in options:

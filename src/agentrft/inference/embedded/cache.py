@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agentrft.core.errors import SamplerError
+from agentrft.inference.embedded.pages import Pages
 from agentrft.inference.embedded.shape import Shape
 
 Ids = NDArray[np.int64]
@@ -24,7 +25,10 @@ _FIRST_ROWS = 16
 _TRUNK_STEP = 32
 """Trunk lengths are multiples of this, so that chance agreement does not split groups."""
 _TRUNK_LEAST = 64
-_TRUNKS = 8
+_TRUNK_DEEPER = 256
+"""A row that leans on a trunk gets one of its own from so many more shared tokens on."""
+_TRUNKS = 64
+"""Each costs every layer of a step some calls, so not more whatever the memory."""
 SLACK = 8
 """Positions beyond the context that guesses may touch."""
 
@@ -99,20 +103,24 @@ class Cache:
     max_rows: int
     max_context_tokens: int
     max_bytes: int
-    """Of rows; trunks come on top."""
+    """Of rows if all were full; trunks may take a quarter of that on top."""
     rows: list[Row] = field(default_factory=list[Row])
     trunks: list[Trunk] = field(default_factory=list[Trunk])
     keys: list[Tensor] = field(default_factory=list[Tensor])
     """Per layer RKTD."""
     values: list[Tensor] = field(default_factory=list[Tensor])
+    _pages: list[Pages] = field(default_factory=list[Pages])
+    """Under keys, then values."""
     _clock: int = 0
 
     def clear(self) -> None:
-        """Forget every token; rows must be idle."""
+        """Forget every token and give the memory back; rows must be idle."""
         self.trunks.clear()
         for row in self.rows:
             row.length = row.computed = row.leaning = 0
             row.trunk, row.busy = None, False
+        for pages in self._pages:
+            pages.clear()
 
     @property
     def positions(self) -> int:
@@ -221,17 +229,16 @@ class Cache:
         """Move the kept rows into tensors of another size; the first of them keep their order."""
         shape = self.shape
         size = (count, shape.kv_heads, positions, shape.head_dim)
-        width = min(positions, self.positions)
-        index_R = torch.tensor([row.index for row in kept], device=self.like.device)
-        for tensors in (self.keys, self.values):
+        # Zeros, because masked positions still meet the arithmetic and 0 * NaN is NaN.
+        for number, tensors in enumerate((self.keys, self.values)):
             for layer in range(shape.layers):
-                # Zeros, because masked positions still meet the arithmetic and 0 * NaN is NaN.
-                grown = self.like.new_zeros(size)
-                if kept:
-                    grown[: len(kept), :, :width] = tensors[layer][index_R, :, :width]
-                    tensors[layer] = grown
-                else:
-                    tensors.append(grown)
+                grown = Pages(size, self.like)
+                for i, row in enumerate(kept):
+                    own = slice(0, row.computed - row.leaning)
+                    grown.tensor[i, :, own] = tensors[layer][row.index, :, own]
+                place = number * shape.layers + layer
+                self._pages[place : place + 1] = [grown]
+                tensors[layer : layer + 1] = [grown.tensor]
         for i, row in enumerate(kept):
             row.index = i
         fresh = range(len(kept), count)
@@ -268,32 +275,41 @@ class Cache:
 
     def _grow_trunk(self, source: Row, ready: int) -> None:
         """Turn the prefix somebody else now wants from `source` into a trunk under it."""
-        size = ready // _TRUNK_STEP * _TRUNK_STEP
-        if source.trunk is not None or size < _TRUNK_LEAST or not self._trunk_space():
+        size, leaning, below = ready // _TRUNK_STEP * _TRUNK_STEP, source.leaning, source.trunk
+        if size - leaning < (_TRUNK_LEAST if below is None else _TRUNK_DEEPER):
             return
-        take = slice(0, size)
+        if not self._trunk_space(size):
+            return
+        take = slice(0, size - leaning)
+
+        def whole(owns: Sequence[Tensor], shared: Tensor | None) -> Tensor:
+            own_LKTD = torch.stack([own[source.index, :, take] for own in owns])
+            return own_LKTD if shared is None else torch.cat([shared[:, :, :leaning], own_LKTD], 2)
+
         trunk = Trunk(
             ids=source.ids[:size].copy(),
-            keys=torch.stack([k[source.index, :, take] for k in self.keys]),
-            values=torch.stack([v[source.index, :, take] for v in self.values]),
+            keys=whole(self.keys, below.keys if below else None),
+            values=whole(self.values, below.values if below else None),
         )
         rest = source.computed - size
         for tensor in (*self.keys, *self.values):
             own = tensor[source.index]
-            own[:, :rest] = own[:, size : size + rest].clone()
+            own[:, :rest] = own[:, take.stop : take.stop + rest].clone()
         source.trunk, source.leaning = trunk, size
         self.trunks.append(trunk)
         self._touch(source)
 
-    def _trunk_space(self) -> bool:
-        if len(self.trunks) < _TRUNKS:
-            return True
+    def _trunk_space(self, tokens: int) -> bool:
+        """Make room for a trunk of so many tokens, if need be by dropping some nobody leans on."""
         used = {id(row.trunk) for row in self.rows}
-        idle = [trunk for trunk in self.trunks if id(trunk) not in used]
-        if not idle:
-            return False
-        self.trunks.remove(min(idle, key=lambda trunk: trunk.last_used))
-        return True
+        idle = sorted((t for t in self.trunks if id(t) not in used), key=lambda t: -t.last_used)
+        while True:
+            held = sum(len(trunk.ids) for trunk in self.trunks) + tokens
+            if len(self.trunks) < _TRUNKS and self._row_bytes(held) <= self.max_bytes // 4:
+                return True
+            if not idle:
+                return False
+            self.trunks.remove(idle.pop())
 
 
 def _common_prefix(a: Ids, b: Ids) -> int:

@@ -6,6 +6,7 @@ numbers than in the embedded engine.
 
 import asyncio
 import json
+import math
 import shutil
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -63,7 +64,8 @@ class _Heard:
             raise SamplerError(f"vLLM failed: {error['message']}")
         for choice in piece["choices"]:
             self.token_ids += choice["token_ids"]
-            self.logprobs += (choice.get("logprobs") or {}).get("token_logprobs", ())
+            logprobs = (choice.get("logprobs") or {}).get("token_logprobs", ())
+            self.logprobs += [math.nan if one is None else one for one in logprobs]
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
         details = (piece.get("usage") or {}).get("prompt_tokens_details") or {}
         self.cached_tokens = details.get("cached_tokens") or self.cached_tokens
@@ -74,7 +76,7 @@ class _Heard:
             raise SamplerError(
                 f"vLLM sent {len(self.token_ids)} tokens with {len(self.logprobs)} logprobs"
             )
-        if any(one is None or not one > _NOT_FINITE for one in self.logprobs):
+        if not all(one > _NOT_FINITE for one in self.logprobs):
             raise SamplerError(
                 "the model's logits are not finite; its weights are broken or diverged"
             )
