@@ -82,6 +82,7 @@ RECIPES: Mapping[str, Recipe] = {
     "centred, gspo": _rft("centred", "gspo", problems=(BANDIT, CHAIN)),
     "grpo, gspo": _rft("grpo", "gspo"),
     "centred, clip, turn credit": _rft("centred", turns=0.5, problems=(CHAIN,)),
+    "centred, clip, staleness 1": _rft("centred", staleness=1),
     "centred, clip, KL 0.001": _rft("centred", kl=0.001),
     "centred, clip, curriculum, 3 rounds": _rft("centred", tasks=CHOOSY),
     "rejection-sampled SFT": Recipe(

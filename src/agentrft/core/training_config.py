@@ -251,6 +251,9 @@ class ReinforcementConfig:
     tasks_per_step: int = 8
     group_size: int = 8
     """Rollouts per task."""
+    staleness: int = 0
+    """Versions by which the acting policy may be behind the training one. 0: rollouts and training
+    take turns. 1: the rollouts of a step are made while the step before it trains."""
     credit: Credit = field(default_factory=Credit)
     tasks: TaskChoice = field(default_factory=TaskChoice)
     temperature: float = 1.0

@@ -1,29 +1,25 @@
 """Reinforcement fine-tuning: roll out, grade, step, publish, prove, repeat."""
 
 import asyncio
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Self
 
 from agentrft.core.errors import ConfigError, PausedError, UserError
-from agentrft.core.grade import Group
-from agentrft.core.policy import Checkpoint
+from agentrft.core.policy import Checkpoint, Weights
 from agentrft.core.protocols import Sampler, Trainer
 from agentrft.core.run import RolloutRecord, StepMetrics
-from agentrft.core.sample import Sample
-from agentrft.core.seeds import derive_seed
-from agentrft.core.task import Task
 from agentrft.core.training_config import ReinforcementConfig
 from agentrft.jobs.canaries import canary_tasks, reference_texts
 from agentrft.jobs.checkpoints import CheckpointKeeper, Retention
 from agentrft.jobs.context import Job, Stopped
 from agentrft.jobs.evaluation import Measurement, stored_records, stored_summaries
 from agentrft.jobs.following import Follower, StepResult, ValidationLines
+from agentrft.jobs.harvest import Harvester, rollout_metrics
 from agentrft.jobs.monitoring import Monitoring
 from agentrft.jobs.publication import Publisher, refuse_other_versions
 from agentrft.jobs.serving import ServedModel, no_weights
@@ -31,8 +27,7 @@ from agentrft.jobs.task_choice import TaskStream
 from agentrft.jobs.validation import STAGE, Clock, TaskSets, Validation, scores_of
 from agentrft.rollout.dialogue import TokenSpeaker
 from agentrft.rollout.episode import RolloutSetup
-from agentrft.rollout.group import Collected, collect
-from agentrft.training.credit import credited_group
+from agentrft.rollout.group import Collected
 from agentrft.training.refusals import refused
 
 TURNS = "task_turns"
@@ -76,8 +71,7 @@ async def reinforce(
         scores=validation.scores(),
         spec_hash=setup.harness.spec_hash,
     )
-    publisher = Publisher(trainable(setup), bound=config.identity_bound)
-    setup, _ = await published(setup, publisher, trainer)
+    acting = await Acting.begin(setup, trainable(setup), trainer, bound=config.identity_bound)
     # Checkpoints of the versions before this key took `tasks_per_step` turns a step, and no others.
     turns = trainer.cursor.get(TURNS, first_step * config.tasks_per_step)
     stream = TaskStream(tasks.train, config.tasks, seed=job.run.seed, position=turns)
@@ -85,7 +79,7 @@ async def reinforce(
     storms = 0
 
     async def close(result: StepResult, *, told: bool) -> None:
-        result = await validation.after(result, setup)
+        result = await validation.after(result, acting.setup)
         if result.validation is not None:
             keeper.validated(result.step, scores_of(result.validation))
         if not told:
@@ -93,106 +87,66 @@ async def reinforce(
         monitoring.after(result)
 
     with job.progress.phase("reinforcement: steps", config.steps - first_step) as phase:
-        async with keeper.snapshot_on(Stopped, PausedError):
+        harvester = Harvester(
+            job,
+            stream,
+            config,
+            screen=monitoring.screen,
+            concurrency=concurrency,
+            on_trajectory=phase.rollout,
+        )
+        async with keeper.snapshot_on(Stopped, PausedError), aclosing(harvester):
             if first_step == 0:
-                await validation.before_training(setup)
+                await validation.before_training(acting.setup)
             monitoring.recall(first_step)
             if first_step > 0:
                 told = follower.has_told(first_step) and not validation.is_unfinished(first_step)
                 await close(stored_step(job, first_step), told=told)
             for step in range(first_step, config.steps):
                 clock = Clock()
-                roll_out = partial(
-                    collect,
-                    setup,
-                    group_size=config.group_size,
-                    temperature=config.temperature,
-                    concurrency=concurrency,
-                    on_trajectory=phase.rollout,
-                )
-                seed = derive_seed(job.run.seed, "step", step)
-                harvest = await job.unless_stopped(
-                    rounds(roll_out, stream, config, seed=seed, screen=monitoring.screen)
-                )
-                collected = harvest.collected
+                harvest = await harvester.harvest(step, acting.setup)
                 clock.mark("rollout")
-                storms = _count_storm(job, collected, config, storms, step + 1)
-                refuse_other_versions(collected.groups, setup.policy.version)
-                trained = await asyncio.to_thread(trainer.step, harvest.samples)
-                clock.mark("training")
-                setup, identity = await published(setup, publisher, trainer)
+                storms = _count_storm(job, harvest.collected, config, storms, step + 1)
+                refuse_other_versions(harvest.collected.groups, harvest.version)
+                stream.note(_scores(harvest.collected))
+                facts = {**rollout_metrics(harvest), "staleness": acting.version - harvest.version}
+                runs_ahead = _may_run_ahead(config, validation, step + 1)
+                if runs_ahead:
+                    facts |= await acting.catch_up()
+                    harvester.begin(step + 1, acting.setup)
                 clock.mark("publication")
-                metrics = {**trained, **rollout_metrics(harvest), **identity, **clock.seconds}
-                result = _commit(job, step + 1, collected, metrics)
-                stream.note(_scores(result.train))
-                place = {TURNS: stream.position}
-                keeper.committed(step + 1, setup.policy.version, metrics, place)
+                facts |= await asyncio.to_thread(trainer.step, harvest.samples)
+                clock.mark("training")
+                acting.behind = await asyncio.to_thread(trainer.weights)
+                if not runs_ahead:
+                    facts |= await acting.catch_up()
+                clock.mark("publication")
+                result = _commit(job, step + 1, harvest.collected, {**facts, **clock.seconds})
+                keeper.committed(
+                    step + 1, acting.version, result.metrics, {TURNS: harvest.position}
+                )
                 await close(result, told=False)
                 await keeper.after_step()
                 phase.advance()
     return keeper.deliver()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Harvest:
-    """What the rollouts of one step come to."""
+def _may_run_ahead(config: ReinforcementConfig, validation: Validation, step: int) -> bool:
+    """Whether the rollouts of the step after this one may begin before this one has trained.
 
-    collected: Collected
-    samples: tuple[Sample, ...]
-    informative: int
-    """Groups that gave samples."""
-    rounds: int
-
-
-class RollOut(Protocol):
-    """Make one group of rollouts per task."""
-
-    async def __call__(self, tasks: Sequence[Task], *, seed: int) -> Collected:
-        """Some of the groups may be lost to infrastructure."""
-        ...
-
-
-async def rounds(
-    roll_out: RollOut,
-    stream: TaskStream,
-    config: ReinforcementConfig,
-    *,
-    seed: int,
-    screen: Callable[[Collected], Collected],
-) -> Harvest:
-    """Roll out further tasks until enough groups teach something or the rounds are used up.
-
-    Every group that teaches is kept, also those beyond `tasks_per_step`: the loss is a mean over
-    sequences, so more of them only calm it, and an agent's rollouts cost more than training on them.
-    (DAPO cuts the batch to an even size.) A round that infrastructure spoils is the last.
+    Not across a checkpoint, so that a run resumed from it ends like one that was never interrupted,
+    nor across an evaluation, which is of the newest weights.
     """
-    groups: list[Group] = []
-    lost: list[Group] = []
-    samples: list[Sample] = []
-    informative = number = 0
-    while number < config.tasks.rounds and informative < config.tasks_per_step:
-        wanted = math.ceil((config.tasks_per_step - informative) * config.tasks.oversampling)
-        round_seed = derive_seed(seed, "round", number) if number else seed
-        found = screen(await roll_out(stream.take(wanted), seed=round_seed))
-        number += 1
-        groups += found.groups
-        lost += found.lost_groups
-        for group in found.groups:
-            credited = credited_group(group, config.credit, temperature=config.temperature)
-            samples += credited
-            informative += bool(credited)
-        if len(found.lost_groups) > len(found.groups):
-            break
-    return Harvest(
-        collected=Collected(groups=tuple(groups), lost_groups=tuple(lost)),
-        samples=tuple(samples),
-        informative=informative,
-        rounds=number,
+    pauses = step % config.checkpoint_interval == 0 or validation.is_due(step)
+    return config.staleness > 0 and step < config.steps and not pauses
+
+
+def _scores(collected: Collected) -> Iterator[tuple[str, float | None]]:
+    return (
+        (graded.trajectory.task_id, graded.grade.score)
+        for group in (*collected.groups, *collected.lost_groups)
+        for graded in (*group.graded, *group.dropped)
     )
-
-
-def _scores(records: Iterable[RolloutRecord]) -> Iterator[tuple[str, float | None]]:
-    return ((r.graded.trajectory.task_id, r.graded.grade.score) for r in records)
 
 
 def _recall(job: Job, stream: TaskStream) -> None:
@@ -235,16 +189,39 @@ def _retention(retention: Retention, tasks: TaskSets) -> Retention:
     return replace(retention, best=max(1, retention.best)) if tasks.gold_grader else retention
 
 
-async def published(
-    setup: RolloutSetup, publisher: Publisher, trainer: Trainer
-) -> tuple[RolloutSetup, dict[str, float]]:
-    """Publish the trainer's weights; return the setup that acts with them and what was measured."""
-    weights = await asyncio.to_thread(trainer.weights)
-    policy, publication = await publisher.publish(weights, setup.policy)
-    measured = {"identity_difference": publication.mean_difference}
-    if publication.move is not None:
-        measured["identity_move"] = publication.move
-    return replace(setup, policy=policy), measured
+class Acting:
+    """The setup that rolls out, and newer weights until nothing acts under the old ones any more."""
+
+    def __init__(self, setup: RolloutSetup, publisher: Publisher) -> None:
+        self.setup = setup
+        self.behind: Weights | None = None
+        self._publisher = publisher
+
+    @classmethod
+    async def begin(
+        cls, setup: RolloutSetup, sampler: Sampler, trainer: Trainer, *, bound: float
+    ) -> Self:
+        """Serve the trainer's weights. Raises IdentityError if the sampler cannot be shown to."""
+        acting = cls(setup, Publisher(sampler, bound=bound))
+        acting.behind = await asyncio.to_thread(trainer.weights)
+        await acting.catch_up()
+        return acting
+
+    @property
+    def version(self) -> int:
+        """Of the newest weights, served or not."""
+        return self.setup.policy.version if self.behind is None else self.behind.version
+
+    async def catch_up(self) -> dict[str, float]:
+        """Serve the newest weights, if they are not yet; return what was measured of them."""
+        if self.behind is None:
+            return {}
+        policy, publication = await self._publisher.publish(self.behind, self.setup.policy)
+        self.setup, self.behind = replace(self.setup, policy=policy), None
+        measured = {"identity_difference": publication.mean_difference}
+        if publication.move is not None:
+            measured["identity_move"] = publication.move
+        return measured
 
 
 async def serving(job: Job, model: ServedModel, checkpoint: Path | None) -> RolloutSetup:
@@ -254,9 +231,8 @@ async def serving(job: Job, model: ServedModel, checkpoint: Path | None) -> Roll
     config = model.project.config.methods.reinforcement
     # Of the losses the one that reads no reference: acting needs none.
     trainer = model.trainer(config.trainer, "cross_entropy", seed=job.run.seed, start=checkpoint)
-    publisher = Publisher(model.sampler, bound=config.identity_bound)
-    setup, _ = await published(model.setup(), publisher, trainer)
-    return setup
+    begun = Acting.begin(model.setup(), model.sampler, trainer, bound=config.identity_bound)
+    return (await begun).setup
 
 
 def _count_storm(
@@ -312,48 +288,3 @@ def stored_step(job: Job, step: int) -> StepResult:
     metrics = next(found for found in job.read_all(StepMetrics) if found.step == step)
     train = stored_records(job, Measurement(stage=STAGE, split="train", step=step))
     return StepResult(step=step, metrics=metrics.values, train=train)
-
-
-def rollout_metrics(harvest: Harvest) -> dict[str, float]:
-    """Return the step's means over surviving rollouts: reward, parts, calls, tokens, counts."""
-    collected = harvest.collected
-    survivors = [graded for group in collected.groups for graded in group.survivors]
-    everyone = [
-        graded
-        for group in (*collected.groups, *collected.lost_groups)
-        for graded in (*group.graded, *group.dropped)
-    ]
-    screened = sum(bool(graded.screened) for graded in everyone)
-    metrics = {
-        "rollouts": float(len(survivors)),
-        "rollouts_dropped": float(len(everyone) - len(survivors) - screened),
-        "rollouts_screened": float(screened),
-        "groups": float(len(collected.groups)),
-        "groups_lost": float(len(collected.lost_groups)),
-        "groups_without_spread": float(len(collected.groups) - harvest.informative),
-        "rounds": float(harvest.rounds),
-    }
-    if collected.groups:
-        metrics["spread_share"] = harvest.informative / len(collected.groups)
-    if not survivors:
-        return metrics
-    scores = [graded.grade.score for graded in survivors if graded.grade.score is not None]
-    metrics["reward"] = sum(scores) / len(scores)
-    by_turn = [score for graded in survivors for score in graded.grade.turn_scores]
-    if by_turn:
-        metrics["turn_score"] = sum(by_turn) / len(by_turn)
-    parts: dict[str, list[float]] = {}
-    for graded in survivors:
-        for name, value in graded.grade.parts.items():
-            parts.setdefault(name, []).append(value)
-    metrics |= {f"score/{name}": sum(values) / len(values) for name, values in parts.items()}
-    per_rollout = {
-        "tool_calls": [len(g.trajectory.tool_calls) for g in survivors],
-        "turns": [len(g.trajectory.turns) for g in survivors],
-        "sampled_tokens": [g.trajectory.sampled_tokens for g in survivors],
-        "observed_tokens": [g.trajectory.observed_tokens for g in survivors],
-        "parse_failures": [
-            sum(len(t.parse_failures) for t in g.trajectory.turns) for g in survivors
-        ],
-    }
-    return metrics | {name: sum(values) / len(values) for name, values in per_rollout.items()}

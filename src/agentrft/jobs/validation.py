@@ -190,7 +190,8 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     def mark(self, phase: str) -> None:
-        """End a phase here."""
+        """End a stretch of a phase here; stretches of the same phase add up."""
         now = time.monotonic()
-        self.seconds[f"seconds/{phase}"] = now - self._last
+        name = f"seconds/{phase}"
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now

@@ -59,6 +59,11 @@ def _reinforcement(config: ReinforcementConfig) -> Iterator[str]:
     credit, kind = config.credit, config.trainer.loss.kind
     if config.group_size < 2:
         yield f"group_size is {config.group_size}; credit compares rollouts of a task: take at least 2"
+    if config.staleness not in (0, 1):
+        yield (
+            f"staleness is {config.staleness}; one step of training can hide behind the rollouts of "
+            "one step, so take 0 or 1"
+        )
     if config.temperature <= 0:
         yield (
             f"temperature is {config.temperature:g}; rollouts of a task would all be the same: "
