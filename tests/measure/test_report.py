@@ -279,6 +279,25 @@ def test_the_charts_hold_the_numbers_of_the_summary(tmp_path: Path) -> None:
     assert spread[1]["y"] == [task.best for task in tuned.spread]
 
 
+def test_a_chart_shows_what_each_step_and_its_rollouts_waited_for(tmp_path: Path) -> None:
+    values = {"seconds/rollout": 5.0, "seconds/training": 2.0, "rollout_s/tools": 0.5}
+    steps = [StepMetrics(step=step, values=values) for step in (1, 2)]
+    given = trained()
+    tuned = replace(given.stages[2], metrics=steps)
+    report = build_report(replace(given, stages=(*given.stages[:2], tuned)))
+    page = Page(write_report(report, tmp_path).html.read_text())
+    assert "Who waits for whom" in "".join(page.text)
+    (bars,) = [chart for chart in drawn(page) if chart[0].get("name") == "waiting for rollouts"]
+    assert {bar["name"]: bar["y"] for bar in bars} == {
+        "waiting for rollouts": [5.0, 5.0],
+        "training": [2.0, 2.0],
+        "publishing weights": [0.0, 0.0],
+        "in the engine's line": [0.0, 0.0],
+        "sampling": [0.0, 0.0],
+        "tools": [0.5, 0.5],
+    }
+
+
 HOSTILE = (
     "</script><script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

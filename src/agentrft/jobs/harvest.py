@@ -181,5 +181,8 @@ def rollout_metrics(harvest: Harvest) -> dict[str, float]:
         "parse_failures": [
             sum(len(t.parse_failures) for t in g.trajectory.turns) for g in survivors
         ],
+        "rollout_s/line": [sum(t.waited_s for t in g.trajectory.turns) for g in survivors],
+        "rollout_s/sampling": [sum(t.sampling_s for t in g.trajectory.turns) for g in survivors],
+        "rollout_s/tools": [sum(t.tools_s for t in g.trajectory.turns) for g in survivors],
     }
     return metrics | {name: sum(values) / len(values) for name, values in per_rollout.items()}

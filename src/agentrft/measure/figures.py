@@ -35,6 +35,7 @@ def figures(summary: Summary) -> tuple[Figure, ...]:
         *_imitation(summary),
         *_reward(summary),
         *_effort(summary),
+        *_waiting(summary),
         *_families(summary),
         *_spreads(summary),
     )
@@ -129,6 +130,57 @@ def _effort(summary: Summary) -> Sequence[Figure]:
             traces=traces,
             layout=layout,
             height_px=400,
+        ),
+    )
+
+
+_PHASES = (
+    ("seconds/rollout", "waiting for rollouts", "y"),
+    ("seconds/training", "training", "y"),
+    ("seconds/publication", "publishing weights", "y"),
+    ("rollout_s/line", "in the engine's line", "y2"),
+    ("rollout_s/sampling", "sampling", "y2"),
+    ("rollout_s/tools", "tools", "y2"),
+)
+
+
+def _waiting(summary: Summary) -> Sequence[Figure]:
+    """Who waits for whom: phases of each step, and of its mean rollout."""
+    measured = [
+        (f"{escape(stage.name)} {metrics.step}", metrics.values)
+        for stage in summary.stages
+        for metrics in stage.metrics
+        if "seconds/rollout" in metrics.values
+    ]
+    if len(measured) < 2:
+        return ()
+    traces = [
+        {
+            "type": "bar",
+            "name": label,
+            "x": [place for place, _ in measured],
+            "y": [_drawable(values.get(name, 0.0)) for _, values in measured],
+            "yaxis": axis,
+            "marker": {"color": color(index)},
+            "hovertemplate": f"%{{x}}: %{{y:.1f}} s {label}<extra></extra>",
+        }
+        for index, (name, label, axis) in enumerate(_PHASES)
+    ]
+    layout = plain_layout(
+        barmode="stack",
+        xaxis={"title": {"text": "optimizer step"}, "anchor": "y2", "type": "category"},
+        yaxis={"title": {"text": "seconds of a step"}, "domain": [0.56, 1]},
+        yaxis2={"title": {"text": "of a rollout"}, "domain": [0, 0.44]},
+    )
+    return (
+        Figure(
+            title="Who waits for whom",
+            caption="Above, the phases of each step: while it waits for rollouts the trainer is idle, "
+            "while it trains the sampler is, unless rollouts run one version behind. Below, where a "
+            "rollout of the step spent its time, on average.",
+            traces=traces,
+            layout=layout,
+            height_px=420,
         ),
     )
 
