@@ -10,10 +10,18 @@ Systems take turns, round after round, and ratios are taken within a round.
 import argparse
 from pathlib import Path
 
+import desk_rollouts
 import generation
+import learning
+import training
 from setting import ROOT, Setting, home
 
-PARTS = {"generation": generation.measure}
+PARTS = {
+    "generation": generation.measure,
+    "rollouts": desk_rollouts.measure,
+    "training": training.measure,
+    "learning": learning.measure,
+}
 
 
 def main() -> None:
@@ -26,6 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=2, help="trainings per system (learning)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--environments", type=Path, default=ROOT / ".bench")
     given = parser.parse_args()
@@ -34,6 +43,7 @@ def main() -> None:
         environments=given.environments,
         threads=given.threads,
         rounds=2 if given.quick else given.rounds,
+        seeds=given.seeds,
         quick=given.quick,
     )
     for part in given.parts or PARTS:

@@ -33,6 +33,8 @@ class Setting:
     rounds: int
     quick: bool
     """Sizes that end in minutes; such results are not to be quoted."""
+    seeds: int = 2
+    """Trainings of each system where there is something to learn."""
     device: str = EngineConfig().device
 
     @property
