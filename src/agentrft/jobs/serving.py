@@ -34,7 +34,7 @@ ROOM_TOKENS = 4096
 """Context that specs of a search may ask for; the engine's cache grows only as it is used."""
 SPENT = "endpoint_spent.json"
 """In a run's folder: the tokens it took of its endpoint."""
-CANARIES = 6
+CANARIES = 3
 """Conversations that serve as canary sequences of the policy identity check."""
 
 
@@ -297,6 +297,7 @@ def _open_engine(
         # To score a whole context, vLLM needs room for one token behind it.
         context_tokens=min(context_tokens + 1, files.context_length),
         adapter_rank=max(adapter.rank for adapter in adapters),
+        adapter_targets=tuple(sorted({name for adapter in adapters for name in adapter.targets})),
     )
     return VllmSampler(VllmServer(config, served, told), max_context_tokens=context_tokens)
 
