@@ -4,12 +4,13 @@ Same warm-started weights, tasks, tools, grader, groups, bounds on sampling, lea
 of the adapter; what else TRL decides is left as it ships. A clock runs from the first step on, and
 every few steps the adapter is kept. Afterwards one evaluator, our engine and the desk's grader, plays
 all of them on the same held-out tasks. The target is set before: the warm start's own score there
-plus `MARGIN`. What is done lies in `bench/` of the home folder, a folder per system and seed.
+plus `MARGIN`. What is done lies in `bench/` of the home folder, a folder per system and seed, and is
+not done again: remove what other code made.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def measure(setting: Setting) -> None:
     target = begin + MARGIN
     runs: list[dict[str, Any]] = []
     for (name, seed), steps in trained.items():
+        if not steps:
+            continue
         scored = [
             {**step, "score": bench.score(evaluator, step["adapter"]) if step["adapter"] else None}
             for step in steps
@@ -71,12 +74,33 @@ def measure(setting: Setting) -> None:
                 "system": name,
                 "seed": seed,
                 "seconds_to_target": reached[0] if reached else "not reached",
+                "seconds": steps[-1]["seconds"],
                 "steps": scored,
             }
         )
     evaluator.close()
-    values = {"sizes": asdict(sizes), "warm_start_score": begin, "target": target, "runs": runs}
-    setting.write("learning", values)
+    setting.write(
+        "learning",
+        {
+            "sizes": asdict(sizes),
+            "learning_rate": bench.told["learning_rate"],
+            "warm_start_score": begin,
+            "target": target,
+            "theirs_to_ours": [_ratio(runs, seed) for seed in seeds],
+            "runs": runs,
+        },
+    )
+
+
+def _ratio(runs: Sequence[Mapping[str, Any]], seed: int) -> str:
+    """Return how many times our seconds to the target theirs are, in words if one is missing."""
+    found = {run["system"]: run for run in runs if run["seed"] == seed}
+    if len(found) < len(WORKERS) or found[OURS]["seconds_to_target"] == "not reached":
+        return "unknown"
+    ours, theirs = found[OURS]["seconds_to_target"], found[TRL]["seconds_to_target"]
+    if theirs == "not reached":
+        return f"more than {found[TRL]['seconds'] / ours:.2f}"
+    return f"{theirs / ours:.2f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +118,7 @@ class Bench:
         folder = self.kept / f"{name}-{seed}"
         done = folder / "steps.json"
         if done.exists():
+            print(f"{name}, seed {seed}: kept in {folder}", flush=True)
             return json.loads(done.read_text(encoding="utf-8"))
         if folder.exists():
             shutil.rmtree(folder)  # it was interrupted, and its clock cannot go on
@@ -135,5 +160,4 @@ def _told(setting: Setting, model: Path, sizes: Sizes) -> dict[str, Any]:
             "targets": sorted(adapter.targets),
         },
         "learning_rate": config.trainer.optimizer.learning_rate,
-        "warmup_steps": config.trainer.optimizer.warmup_steps,
     }

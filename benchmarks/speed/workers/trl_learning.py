@@ -40,8 +40,7 @@ def prepare(settings: Mapping[str, Any]) -> Mapping[str, Handler]:
             seed=seed,
             max_steps=settings["steps"],
             learning_rate=settings["learning_rate"],
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=settings["warmup_steps"],
+            lr_scheduler_type="constant",  # its warm-up begins at 0, which would lose a step
             logging_steps=1,
         )
         watch = _Watch(trainer, reward, Path(folder), settings["every"])

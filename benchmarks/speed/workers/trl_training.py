@@ -3,6 +3,7 @@
 `train` runs on the main thread and takes a step whenever the driver asks for one.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from queue import Queue
 from threading import Thread
@@ -113,8 +114,13 @@ def _trainer(settings: Mapping[str, Any]) -> _Given:
     return trainer
 
 
+def _serve() -> None:
+    serve(_prepare)
+    os._exit(0)  # the driver is gone, and `train` would wait for it
+
+
 if __name__ == "__main__":
-    Thread(target=serve, args=(_prepare,), daemon=True).start()
+    Thread(target=_serve, daemon=True).start()
     trainer = _trainer(_asked.get())
     _answered.put({})
     trainer.train()
