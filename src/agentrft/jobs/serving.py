@@ -282,24 +282,27 @@ def _open_engine(
 
         return EmbeddedEngine(files.folder, config, max_context_tokens=context_tokens)
     from agentrft.inference.embedded.device import choose_device, choose_dtype
+    from agentrft.inference.embedded.shape import read_config
     from agentrft.inference.vllm.sampler import VllmSampler, all_weights_refused
     from agentrft.inference.vllm.server import Served, VllmServer
 
-    methods = project.config.methods
-    imitating = (methods.supervised, methods.rejection.supervised, methods.distillation.supervised)
-    training = (*imitating, methods.preference, methods.reinforcement)
-    adapters = [method.trainer.adapter for method in training]
-    if trained and any(adapter.kind == "full" for adapter in adapters):
+    adapter = project.config.methods.reinforcement.trainer.adapter  # all methods train the same
+    if trained and adapter.kind == "full":
         raise all_weights_refused()
+    shape = read_config(files.folder)
     served = Served(
         folder=files.folder,
         dtype=str(choose_dtype(config.dtype, choose_device("auto"))).removeprefix("torch."),
         # To score a whole context, vLLM needs room for one token behind it.
         context_tokens=min(context_tokens + 1, files.context_length),
-        adapter_rank=max(adapter.rank for adapter in adapters),
-        adapter_targets=tuple(sorted({name for adapter in adapters for name in adapter.targets})),
+        adapter_rank=adapter.rank,
+        adapter_targets=adapter.targets,
     )
-    return VllmSampler(VllmServer(config, served, told), max_context_tokens=context_tokens)
+    return VllmSampler(
+        VllmServer(config, served, told),
+        max_context_tokens=context_tokens,
+        vocabulary=shape.get("text_config", shape)["vocab_size"],
+    )
 
 
 def _say_nothing(message: str) -> None:

@@ -18,7 +18,13 @@ from agentrft.inference.vllm.server import Served, VllmServer
 
 T = TypeVar("T")
 CONTEXT = 40
-SERVED = Served(folder=Path("/models/tiny"), dtype="float32", context_tokens=41, adapter_rank=8)
+SERVED = Served(
+    folder=Path("/models/tiny"),
+    dtype="float32",
+    context_tokens=41,
+    adapter_rank=8,
+    adapter_targets=("q_proj", "up_proj"),
+)
 
 
 def request(**changes: Any) -> SampleRequest:
@@ -43,7 +49,7 @@ def sampled(
         async with serving(fake):
             config = VllmConfig(url=fake.url + "/v1", api_key_file=key)
             server = VllmServer(EngineConfig(vllm=config), SERVED, print)
-            sampler = VllmSampler(server, max_context_tokens=context)
+            sampler = VllmSampler(server, max_context_tokens=context, vocabulary=100)
             try:
                 return await act(sampler)
             finally:
@@ -86,6 +92,8 @@ def test_a_completion_ends_where_the_context_does() -> None:
     ("bad", "error", "message"),
     [
         (request(prompt_ids=(1,) * CONTEXT), SamplerError, f"{CONTEXT} tokens and the context"),
+        (request(prompt_ids=()), SamplerError, "empty"),
+        (request(prompt_ids=(1, 100)), SamplerError, "vocabulary of 100"),
         (request(grammar="start: x"), UserError, "grammar"),
         (request(temperature=0.001), UserError, "0.001 was asked"),
     ],
@@ -121,7 +129,7 @@ def test_a_server_that_is_set_up_otherwise_or_fails_is_an_error(
 
 def test_a_server_that_is_not_there_is_named() -> None:
     server = VllmServer(EngineConfig(vllm=VllmConfig(url="http://127.0.0.1:9")), SERVED, print)
-    sampler = VllmSampler(server, max_context_tokens=CONTEXT)
+    sampler = VllmSampler(server, max_context_tokens=CONTEXT, vocabulary=100)
     with pytest.raises(ConfigError, match="http://127.0.0.1:9"):
         asyncio.run(sampler.sample(request()))
     sampler.close()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,13 @@ from agentrft.inference.vllm.sampler import VllmSampler
 from agentrft.inference.vllm.server import Served, VllmServer
 
 HERE = Path(__file__).parent
-SERVED = Served(folder=Path("/models/tiny"), dtype="float32", context_tokens=41, adapter_rank=12)
+SERVED = Served(
+    folder=Path("/models/tiny"),
+    dtype="float32",
+    context_tokens=41,
+    adapter_rank=12,
+    adapter_targets=("q_proj", "up_proj"),
+)
 
 
 @pytest.fixture
@@ -27,6 +34,11 @@ def executable(tmp_path: Path) -> str:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "fake_vllm.py"} "$@"\n')
     program.chmod(0o755)
     return str(program)
+
+
+def opened(config: VllmConfig) -> VllmSampler:
+    server = VllmServer(EngineConfig(vllm=config), SERVED, print)
+    return VllmSampler(server, max_context_tokens=40, vocabulary=100)
 
 
 def sample(sampler: VllmSampler) -> tuple[int, ...]:
@@ -39,7 +51,7 @@ def test_a_child_is_started_with_what_it_must_know_and_ends_with_the_sampler(
 ) -> None:
     config = VllmConfig(executable=executable, arguments=("--extra=1",))
     server = VllmServer(EngineConfig(vllm=config, max_sequences=7), SERVED, print)
-    sampler = VllmSampler(server, max_context_tokens=40)
+    sampler = VllmSampler(server, max_context_tokens=40, vocabulary=100)
     assert sample(sampler) == (10, 11, 12)
     said = (server.folder / "server.log").read_text()
     for argument in (
@@ -48,6 +60,7 @@ def test_a_child_is_started_with_what_it_must_know_and_ends_with_the_sampler(
         "--max-model-len=41",
         "--max-num-seqs=7",
         "--max-lora-rank=16",
+        '"--lora-target-modules", "q_proj", "up_proj", "--',
         "--logprobs-mode=processed_logprobs",
         "--extra=1",
     ):
@@ -61,9 +74,7 @@ def test_a_child_is_started_with_what_it_must_know_and_ends_with_the_sampler(
 
 def test_a_server_that_cannot_start_is_heard(executable: str) -> None:
     config = VllmConfig(executable=executable, arguments=("--refuse",))
-    sampler = VllmSampler(
-        VllmServer(EngineConfig(vllm=config), SERVED, print), max_context_tokens=40
-    )
+    sampler = opened(config)
     with pytest.raises(
         ModelError, match=r"ended with code 1 and said:\n(.*\n)*ValueError: this model"
     ):
@@ -76,9 +87,7 @@ def test_a_server_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\necho Loading\nexec sleep 3600\n")
     program.chmod(0o755)
     config = VllmConfig(executable=str(program), start_timeout_s=0.3)
-    sampler = VllmSampler(
-        VllmServer(EngineConfig(vllm=config), SERVED, print), max_context_tokens=40
-    )
+    sampler = opened(config)
     with pytest.raises(ModelError, match="engine.vllm.start_timeout_s"):
         sample(sampler)
     sampler.close()
@@ -90,7 +99,13 @@ def test_a_child_does_not_outlive_a_killed_parent(executable: str) -> None:
         from pathlib import Path
         from agentrft.core.config import EngineConfig, VllmConfig
         from agentrft.inference.vllm.server import Served, VllmServer
-        served = Served(folder=Path("m"), dtype="float32", context_tokens=41, adapter_rank=8)
+        served = Served(
+            folder=Path("m"),
+            dtype="float32",
+            context_tokens=41,
+            adapter_rank=8,
+            adapter_targets=("q_proj",),
+        )
         server = VllmServer(EngineConfig(vllm=VllmConfig(executable={executable!r})), served, print)
         asyncio.run(server.ready())
         print(server.folder, flush=True)
@@ -129,6 +144,6 @@ def test_settings_that_cannot_be_honoured_are_refused(engine: EngineConfig, mess
 
 def test_an_adapter_larger_than_vllm_takes_is_refused(executable: str) -> None:
     engine = EngineConfig(vllm=VllmConfig(executable=executable))
-    served = Served(folder=Path("m"), dtype="float32", context_tokens=41, adapter_rank=513)
-    with pytest.raises(ConfigError, match="512 at most, and one has 513"):
+    served = replace(SERVED, adapter_rank=513)
+    with pytest.raises(ConfigError, match="512 at most, not 513"):
         VllmServer(engine, served, print)

@@ -95,9 +95,11 @@ class VllmSampler:
     vLLM keys its prefix cache by an adapter's name and path, and no two loads share either.
     """
 
-    def __init__(self, server: VllmServer, *, max_context_tokens: int) -> None:
+    def __init__(self, server: VllmServer, *, max_context_tokens: int, vocabulary: int) -> None:
+        """`vocabulary`: token ids are below this."""
         self._server = server
         self._max_context_tokens = max_context_tokens
+        self._vocabulary = vocabulary
         self._model = _Model()
         self._retired: list[_Model] = []
         self._loads = 0
@@ -138,6 +140,8 @@ class VllmSampler:
         """Return log-probabilities (temperature 1) of every token after the first, in nats."""
         if not sequences:
             return []
+        for sequence in sequences:
+            self._check_ids(sequence)
         await self._open()
         with self._using() as model:
             reply = await self._post(
@@ -207,6 +211,16 @@ class VllmSampler:
             raise SamplerError(
                 f"the prompt has {len(request.prompt_ids)} tokens and the context holds "
                 f"{self._max_context_tokens}; there is no room for an answer"
+            )
+
+        self._check_ids(request.prompt_ids)
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        # Without a tokenizer vLLM does not look, and its engine ends at an id too large.
+        if not ids or min(ids) < 0 or max(ids) >= self._vocabulary:
+            raise SamplerError(
+                f"a sequence of {len(ids)} tokens is empty or has an id outside the vocabulary of "
+                f"{self._vocabulary}"
             )
 
     async def _open(self) -> None:
@@ -297,11 +311,14 @@ class VllmSampler:
         return reply
 
     def _accept(self, reply: httpx2.Response) -> None:
-        if reply.status_code != 200:
-            raise SamplerError(
-                f"vLLM refused {reply.url.path} ({reply.status_code}): {reply.text[:600]}"
-                f"{'' if self._server.owned else '; docs/vllm.md says what it must be started with'}"
-            )
+        if reply.status_code == 200:
+            return
+        message = f"vLLM refused {reply.url.path} ({reply.status_code}): {reply.text[:600]}"
+        if not self._server.owned:
+            message += "; docs/vllm.md says what it must be started with"
+        elif reply.status_code >= 500:
+            message += self._server.last_words()
+        raise SamplerError(message)
 
     @asynccontextmanager
     async def _asking(self, silence_s: float | None) -> AsyncGenerator[httpx2.AsyncClient, None]:

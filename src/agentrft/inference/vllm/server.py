@@ -45,7 +45,8 @@ class Served:
     """As vLLM and torch call it."""
     context_tokens: int
     adapter_rank: int
-    """The largest of any adapter."""
+    adapter_targets: tuple[str, ...]
+    """Names of the layers that adapters change."""
 
 
 class VllmServer:
@@ -111,7 +112,7 @@ class VllmServer:
                 if self._process.poll() is not None or passed_s > self._config.start_timeout_s:
                     raise ModelError(
                         f"vLLM does not answer {passed_s:.0f} s after its start"
-                        f"{self.obituary() or '; engine.vllm.start_timeout_s allows more'}"
+                        f"{self.obituary() or f' (engine.vllm.start_timeout_s){self.last_words()}'}"
                     )
                 if passed_s > tell_after_s:
                     self._told(f"vLLM is starting for {passed_s:.0f} s: {self._log_end(1)}")
@@ -122,7 +123,11 @@ class VllmServer:
         """Return how its process ended and what it said last; empty while it runs."""
         if self._process is None or self._process.poll() is None:
             return ""
-        return f"; it ended with code {self._process.returncode} and said:\n{self._log_end(_LOG_LINES)}"
+        return f"; it ended with code {self._process.returncode}{self.last_words()}"
+
+    def last_words(self) -> str:
+        """Return the end of its log; empty if it was not started here."""
+        return f" and said:\n{self._log_end(_LOG_LINES)}" if self.owned else ""
 
     def close(self) -> None:
         """End the child, if there is one, with all its processes; closing twice is free."""
@@ -167,7 +172,7 @@ def _arguments(served: Served, engine: EngineConfig) -> tuple[str, ...]:
     rank = next((rank for rank in RANKS if rank >= served.adapter_rank), None)
     if rank is None:
         raise ConfigError(
-            f"vLLM serves adapters of rank {RANKS[-1]} at most, and one has {served.adapter_rank}"
+            f"vLLM serves adapters of rank {RANKS[-1]} at most, not {served.adapter_rank}"
         )
     assert engine.vllm is not None
     return (
@@ -178,6 +183,10 @@ def _arguments(served: Served, engine: EngineConfig) -> tuple[str, ...]:
         "--enable-lora",
         f"--max-lora-rank={rank}",
         f"--max-loras={ADAPTERS}",
+        # Otherwise the head is adapted too, which costs time at every token, and on processors fails
+        # where several prompts are scored together.
+        "--lora-target-modules",
+        *served.adapter_targets,
         # Of the distribution that is drawn from, not of the model's own.
         "--logprobs-mode=processed_logprobs",
         # Nothing of the model folder changes how tokens are drawn, and no text is wanted.
