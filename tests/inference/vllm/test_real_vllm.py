@@ -203,7 +203,7 @@ def test_each_version_is_proven_and_nothing_of_the_last_one_is_left(
 ) -> None:
     teacher, policy = trainer(chat_model), Policy(model="tiny", version=0, spec=AgentSpec())
     publisher = Publisher(vllm, bound=ALIKE)
-    one = request(tokens(64, 9), max_tokens=24)
+    one = request(tokens(200, 9), max_tokens=24)
     seen: list[Completion] = []
 
     async def act() -> None:

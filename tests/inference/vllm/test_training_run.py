@@ -22,7 +22,7 @@ from agentrft import Environment
 
 class Odd(Environment):
     def grade(self, trajectory) -> float:
-        return len(trajectory.output_text) % 5 / 4
+        return sum(trajectory.turns[0].action_ids) % 5 / 4
 """
 TOML = """
 name = "odd"
