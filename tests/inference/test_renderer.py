@@ -322,6 +322,17 @@ def test_a_schema_becomes_a_signature(renderers: Renderers) -> None:
     ) in text
 
 
+def test_tools_that_differ_only_in_how_a_number_is_written_are_told_apart(
+    renderers: Renderers,
+) -> None:
+    renderer = renderers["qwen2"]
+    for limit in (1, 1.0, True, 1):
+        schema = {"type": "object", "properties": {"n": {"type": "number", "maximum": limit}}}
+        tool = ToolSpec(name="count", description="Count.", parameters=schema)
+        ids = renderer.start((Message(role="user", content="Count."),), (tool,))
+        assert f'"maximum": {json.dumps(limit)}}}' in renderer.decode(ids)
+
+
 def test_several_results_keep_their_order_and_are_told_apart(renderers: Renderers) -> None:
     renderer = renderers["smollm2"]
     results = [Message(role="tool", content="one"), Message(role="tool", content="two")]

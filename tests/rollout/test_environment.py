@@ -4,13 +4,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any, Literal
 
 import pytest
 from byte_chat import a_task
 
+from agentrft.core.call_thread import in_thread
 from agentrft.core.errors import ToolError, UserError
 from agentrft.core.task import Task, ToolCall
 from agentrft.core.trajectory import ToolResult
@@ -376,6 +378,32 @@ def test_objects_bound_to_a_thread_work_in_every_method() -> None:
         return result.content
 
     assert asyncio.run(scenario()) == "1"
+
+
+def test_the_thread_that_opens_an_environment_is_its_own_and_ends_with_it() -> None:
+    threads: list[threading.Thread] = []
+
+    class Picky(Environment):
+        def __init__(self, task: Task) -> None:
+            threads.append(threading.current_thread())
+            if task.id == "wrong":
+                raise LookupError
+
+        def teardown(self) -> None:
+            threads.append(threading.current_thread())
+
+    async def scenario() -> None:
+        opener = python_environment(Picky)
+        environment = await in_thread(partial(opener, a_task(), "trace_1"), name="right")
+        await environment.close()
+        with pytest.raises(LookupError):
+            await in_thread(partial(opener, replace(a_task(), id="wrong"), "trace_2"), name="wrong")
+
+    asyncio.run(scenario())
+    assert [thread.name for thread in threads] == ["right", "right", "wrong"]
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_calls_left_behind_do_not_hold_up_the_close_and_teardown_comes_after_them() -> None:

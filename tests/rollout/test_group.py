@@ -1,9 +1,10 @@
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from byte_chat import a_policy, a_setup, a_task, calls, says
+from byte_chat import Desk, a_policy, a_setup, a_task, calls, decode, says
 
 from agentrft.core.errors import ToolError, UserError
 from agentrft.core.grade import Grade, GradedTrajectory, Outcome
@@ -11,6 +12,7 @@ from agentrft.core.protocols import SampleRequest
 from agentrft.core.spec import AgentSpec, ToolView
 from agentrft.core.task import Message, Task
 from agentrft.inference.scripted import ScriptedSampler
+from agentrft.rollout.environment import python_environment
 from agentrft.rollout.episode import RolloutSetup
 from agentrft.rollout.group import collect, run_group
 from agentrft.rollout.scripted import Reply, ScriptedEnvironment
@@ -145,6 +147,39 @@ def test_concurrency_bounds_the_rollouts_that_run_at_once() -> None:
         return most
 
     assert asyncio.run(scenario()) == 3
+
+
+def test_hundreds_of_rollouts_at_once_all_end_in_order_and_close_what_they_opened() -> None:
+    opened: list[threading.Thread] = []
+    closed: list[threading.Thread] = []
+    at_once: list[int] = []
+
+    class Counted(Desk):
+        def __init__(self, task: Task) -> None:
+            super().__init__(task)
+            opened.append(threading.current_thread())
+            at_once.append(len(opened) - len(closed))
+
+        def teardown(self) -> None:
+            closed.append(threading.current_thread())
+
+    def look_twice(request: SampleRequest) -> tuple[int, ...]:
+        looks = decode(request.prompt_ids).count("shipped")
+        return says("It is shipped.") if looks == 2 else calls(("get_order", {"order_id": "W1"}))
+
+    tasks = [Task(id=str(n), messages=(Message(role="user", content="hi"),)) for n in range(75)]
+    setup = a_setup(look_twice, python_environment(Counted))
+    collected = asyncio.run(collect(setup, tasks, group_size=4, seed=1, concurrency=200))
+    assert [group.task.id for group in collected.groups] == [task.id for task in tasks]
+    assert all(group.scores == (1.0,) * 4 for group in collected.groups)
+    turns = [len(g.trajectory.turns) for group in collected.groups for g in group.graded]
+    assert turns == [3] * 300
+    assert max(at_once) <= 200
+    assert len(opened) == 300
+    assert set(opened) == set(closed)
+    for thread in opened:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
 
 
 def test_every_rollout_is_reported_refills_included() -> None:

@@ -22,6 +22,8 @@ class CallThread(threading.Thread):
         super().__init__(name=name, daemon=True)
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._abandoned: list[Future[Any]] = []
+        self.kept = False
+        """Whether what was made on it lives there and will stop it."""
         self.start()
 
     @staticmethod
@@ -63,12 +65,13 @@ class CallThread(threading.Thread):
 
 
 async def in_thread(call: Callable[[], T], *, name: str) -> T:
-    """Run one blocking call on a thread of its own."""
+    """Run one blocking call on a thread of its own, which ends with it unless it was `kept`."""
     thread = CallThread(name)
     try:
         return await thread.call(call)
     finally:
-        thread.stop()
+        if not thread.kept:
+            thread.stop()
 
 
 def _settle(future: "Future[T]", call: Callable[[], T]) -> None:

@@ -17,7 +17,7 @@ _MARK, _LITERAL = "\U0010fffd", "\U0010fffc"
 """Private-use characters: the mark, and what follows it where the text itself holds a mark."""
 
 _PIECES = 256
-"""Stretches between control tokens whose ids are kept: scaffold and system text come again and again."""
+"""Stretches between control tokens whose ids are kept: scaffold and system text come again."""
 
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 _OTHERS = tuple(byte for byte in range(256) if byte not in _PRINTABLE)

@@ -200,6 +200,11 @@ class PythonEnvironments:
 
     def __call__(self, task: Task, trace_id: str) -> Environment:
         """Make the instance; blocks while its `__init__` runs and raises what it raises."""
+        if thread := CallThread.current():
+            # The thread that opens it becomes its own: half as many of them per rollout.
+            environment = self.environment(task)
+            thread.kept = True
+            return environment
         thread = CallThread(f"environment {trace_id}")
         try:
             return thread.submit(lambda: self.environment(task)).result()

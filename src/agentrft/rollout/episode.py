@@ -185,7 +185,7 @@ class _Episode:
         where = f"environment of task {self.task.id!r}"
         opening = partial(self.setup.open_environment, self.task, self.id)
         late = ToolError(f"{where} was not ready in {self.limits.timeout_s:g} s")
-        ready = asyncio.create_task(in_thread(opening, name=f"open {self.id}"))
+        ready = asyncio.create_task(in_thread(opening, name=f"environment {self.id}"))
         claimed = False
         try:
             with boundary(ToolError, where):

@@ -56,10 +56,12 @@ class ToolForm:
     """Parameters that were inlined, with their keys."""
     optional: frozenset[Place]
     """What the model must write although it is optional: null stands for leaving it out."""
+    same: bool
+    """Whether arguments are the same under both names, so that nobody needs to read them."""
 
     def to_canonical(self, arguments: str) -> str:
         """Return the arguments that the model wrote under their own names; no JSON stays as it is."""
-        given = members(arguments)
+        given = None if self.same else members(arguments)
         if given is None:
             return arguments
         found: Members = []
@@ -81,7 +83,7 @@ class ToolForm:
 
     def to_model(self, arguments: str) -> str:
         """Return canonical arguments as the model would have written them."""
-        given = members(arguments)
+        given = None if self.same else members(arguments)
         if given is None:
             return arguments
         names = {place: name for name, place in self.places.items()}
@@ -99,6 +101,8 @@ class ToolForm:
 
     def hidden(self, arguments: str) -> str:
         """Return the first canonical name in arguments that the model was never told; else empty."""
+        if self.same:
+            return ""
         known = _properties(self.canonical)
         unknown = (key for key, _ in members(arguments) or () if key not in self.places)
         return next((key for key in unknown if key in known), "")
@@ -259,7 +263,14 @@ def tool_form(spec: ToolSpec, view: ToolView) -> ToolForm:
         and place[0] not in spec.parameters.get("required", ())
         and not _takes_null(_properties(spec)[place[0]])
     )
-    return ToolForm(canonical=spec, shown=shown, places=places, groups=groups, optional=optional)
+    return ToolForm(
+        canonical=spec,
+        shown=shown,
+        places=places,
+        groups=groups,
+        optional=optional,
+        same=not view.parameters and view.schema == "as_is",
+    )
 
 
 def _properties(spec: ToolSpec) -> Mapping[str, Mapping[str, Any]]:
