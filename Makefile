@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= passive
 unexport HF_HUB_OFFLINE
 
 .DEFAULT_GOAL := help
-.PHONY: help postgres setup demo test learning learning-toys soak audit-accuracy soak-sandbox fuzz fuzz-parsers load check format clean
+.PHONY: help postgres setup demo test learning learning-toys soak audit-accuracy soak-sandbox fuzz fuzz-parsers load bench bench-environments check format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,20 @@ audit-accuracy: $(STAMP) ## Audit every grader of the corpus, planted and clean 
 load: $(STAMP) ## Load on a running server: AGENTRFT_TOKEN=art-... make load PID=1234 (see benchmarks/README.md)
 	$(BIN)/pip install --quiet --constraint constraints.txt --group load
 	$(BIN)/python benchmarks/load.py --pid $(PID)
+
+# Competitors pin what we do not; each has an environment of its own, after the same torch as ours.
+bench-environments: .bench/vllm/.installed .bench/trl/.installed ## Make .bench/vllm and .bench/trl for `make bench`
+
+.bench/%/.installed: benchmarks/speed/%.txt constraints.txt
+	$(PYTHON) -m venv .bench/$*
+	.bench/$*/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
+	.bench/$*/bin/pip install --quiet $(TORCH_OPTIONS) $$(grep '^torch==' constraints.txt)
+	.bench/$*/bin/pip install --quiet --requirement $<
+	touch $@
+
+bench: $(STAMP) bench-environments ## Ours against what else one could run, side by side (hours); writes docs/speed.md
+	$(BIN)/python benchmarks/speed $(PARTS)
+	$(BIN)/python benchmarks/speed/page.py
 
 check: $(STAMP) ## Lint, format, types, arrows between rooms, spelling
 	$(BIN)/ruff check

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import desk_rollouts
 import generation
+import growth
 import learning
+import orchestration
 import training
 from setting import ROOT, Setting, home
 
@@ -21,6 +23,8 @@ PARTS = {
     "rollouts": desk_rollouts.measure,
     "training": training.measure,
     "learning": learning.measure,
+    "orchestration": orchestration.measure,
+    "growth": growth.measure,
 }
 
 
