@@ -1,7 +1,6 @@
 """vLLM itself against the embedded engine and the trainer: tiny weights, in float32 on both sides."""
 
 import asyncio
-import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,36 +9,31 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_teacher import VOCABULARY, lesson, teacher_of, tokens
 from transformers import AutoModelForCausalLM
 
 from agentrft.core.config import EngineConfig, VllmConfig
 from agentrft.core.errors import IdentityError, SamplerError
 from agentrft.core.policy import Policy, Weights
 from agentrft.core.protocols import Completion, Sampler, SampleRequest
-from agentrft.core.sample import Sample
 from agentrft.core.spec import AgentSpec
-from agentrft.core.training_config import Adapter, Optimizer, TrainerConfig
+from agentrft.core.training_config import Adapter
 from agentrft.core.trajectory import FinishReason
 from agentrft.inference.embedded.engine import EmbeddedEngine
 from agentrft.inference.vllm.sampler import VllmSampler
 from agentrft.inference.vllm.server import Served, VllmServer
 from agentrft.jobs.publication import Publisher
-from agentrft.training.trainer import LocalTrainer
 
 CONTEXT = 255
-VOCABULARY = 300
 ALIKE = 2e-3
 """Nats by which two ways of computing the same in float32 may differ."""
 
 
-def tokens(count: int, seed: int) -> tuple[int, ...]:
-    draw = random.Random(seed)
-    return tuple(draw.randrange(VOCABULARY) for _ in range(count))
-
-
-def request(prompt: Sequence[int], **changes: Any) -> SampleRequest:
+def request(
+    prompt: Sequence[int], max_tokens: int = 16, temperature: float = 0.0, **others: Any
+) -> SampleRequest:
     return SampleRequest(
-        prompt_ids=tuple(prompt), **(dict(max_tokens=16, temperature=0.0) | changes)
+        prompt_ids=tuple(prompt), max_tokens=max_tokens, temperature=temperature, **others
     )
 
 
@@ -78,30 +72,6 @@ def embedded(chat_model: Path) -> Iterator[EmbeddedEngine]:
     engine = EmbeddedEngine(chat_model, config, max_context_tokens=CONTEXT)
     yield engine
     engine.close()
-
-
-def trainer(folder: Path) -> LocalTrainer:
-    config = TrainerConfig(
-        adapter=Adapter(rank=4, alpha=8.0),
-        optimizer=Optimizer(learning_rate=1e-2, warmup_steps=0),
-        dtype="float32",
-        device="cpu",
-        threads=1,
-    )
-    canaries = [tokens(40 + n, n) for n in range(3)]
-    return LocalTrainer(folder, config, loss="cross_entropy", canaries=canaries, seed=1)
-
-
-def lesson() -> Sample:
-    ids = tokens(40, 0)
-    return Sample(
-        token_ids=ids,
-        action_mask=(False, *[True] * 39),
-        behavior_logprobs=(0.0,) * 40,
-        advantages=(0.0, *[1.0] * 39),
-        trajectory_id="lesson",
-        temperature=1.0,
-    )
 
 
 def test_greedy_tokens_logprobs_and_scores_are_the_embedded_engines(
@@ -201,7 +171,7 @@ def test_what_vllm_refuses_is_said(vllm: VllmSampler) -> None:
 def test_each_version_is_proven_and_nothing_of_the_last_one_is_left(
     vllm: VllmSampler, chat_model: Path
 ) -> None:
-    teacher, policy = trainer(chat_model), Policy(model="tiny", version=0, spec=AgentSpec())
+    teacher, policy = teacher_of(chat_model), Policy(model="tiny", version=0, spec=AgentSpec())
     publisher = Publisher(vllm, bound=ALIKE)
     one = request(tokens(200, 9), max_tokens=24)
     seen: list[Completion] = []
@@ -238,7 +208,7 @@ def test_an_engine_that_keeps_its_weights_is_found_out(vllm: VllmSampler, chat_m
         async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
             return await vllm.score(sequences)
 
-    teacher, policy = trainer(chat_model), Policy(model="tiny", version=0, spec=AgentSpec())
+    teacher, policy = teacher_of(chat_model), Policy(model="tiny", version=0, spec=AgentSpec())
     publisher = Publisher(Stuck(), bound=0.5)
     asyncio.run(publisher.publish(teacher.weights(), policy))
     teacher.step([lesson()])

@@ -212,7 +212,6 @@ class VllmSampler:
                 f"the prompt has {len(request.prompt_ids)} tokens and the context holds "
                 f"{self._max_context_tokens}; there is no room for an answer"
             )
-
         self._check_ids(request.prompt_ids)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
