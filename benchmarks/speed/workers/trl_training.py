@@ -1,6 +1,7 @@
 """TRL's own `train`, with given tokens where it would have generated.
 
-`train` runs on the main thread and takes a step whenever the driver asks for one.
+`train` runs on the main thread and takes a step whenever the driver asks for one. Where there is no
+Triton, TRL 1.16 sends prompts through the vocabulary too (`add_fused_lm_head`); it is left to do so.
 """
 
 import os
