@@ -65,7 +65,12 @@ def measure(setting: Setting) -> None:
         if not steps:
             continue
         scored = [
-            {**step, "score": bench.score(evaluator, step["adapter"]) if step["adapter"] else None}
+            {
+                "step": step["step"],
+                "seconds": step["seconds"],
+                "reward": step["reward"],
+                "score": bench.score(evaluator, step["adapter"]) if step["adapter"] else None,
+            }
             for step in steps
         ]
         reached = [step["seconds"] for step in scored if (step["score"] or 0.0) >= target]
