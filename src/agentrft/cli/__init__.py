@@ -52,8 +52,10 @@ def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1."""
     from agentrft.core.errors import AgentRFTError
 
-    # Spinning OpenMP threads of two processes on the same cores can cost tenfold.
+    # Spinning OpenMP threads of two processes on the same cores can cost tenfold, so that they wait
+    # asleep, after a millisecond: between the operations of a decode step they need less.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app()

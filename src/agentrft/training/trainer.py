@@ -125,7 +125,7 @@ class LocalTrainer:
             return {}
         began = time.perf_counter()
         totals = self._accumulate(samples, learn=True)
-        with torch_settings(threads=self._threads, deterministic=self._config.deterministic):
+        with self._settings():
             gradient_norm, stepped = self._update()
         metrics = self._metrics(totals) | {
             "gradient_norm": gradient_norm,

@@ -18,8 +18,6 @@ from agentrft.inference.embedded.device import choose_device, choose_dtype, memo
 from agentrft.inference.embedded.network import open_network
 from agentrft.inference.embedded.shape import read_shape
 
-_LANE_TOKENS = 16
-"""Fewest tokens a step that are worth a lane of their own: each lane reads all weights."""
 _SCORE_TOKENS = 2048
 _SCORE_LOGITS = 512
 _SOFTMAX_ROWS = 16
@@ -38,7 +36,7 @@ class Book(Protocol):
 
 
 class Backend(Protocol):
-    """One model on one device. Only the engine's own threads call it."""
+    """One model on one device. Only the engine's own thread calls it."""
 
     @property
     def book(self) -> Book: ...
@@ -49,10 +47,6 @@ class Backend(Protocol):
     @property
     def rewinds(self) -> bool:
         """Whether computed tokens can be taken back, so that guesses may be tried."""
-        ...
-
-    def share(self, chunks: list[Chunk], threads: int) -> list[list[Chunk]]:
-        """Split a step among at most `threads` lanes, each of which calls `compute`."""
         ...
 
     def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], Tensor]:
@@ -91,22 +85,6 @@ class FusedBackend:
         )
         self.vocabulary = shape.vocabulary
         self.rewinds = True
-
-    def share(self, chunks: list[Chunk], threads: int) -> list[list[Chunk]]:
-        """Lanes meet once per step instead of in every operation."""
-        tokens = sum(c.tokens for c in chunks)
-        lanes = max(1, min(threads, len(chunks), tokens // _LANE_TOKENS))
-        if self.network.device.type != "cpu" or lanes == 1:
-            return [chunks]
-        decode = sorted((c for c in chunks if c.decodes), key=lambda c: c.row.index)
-        prompts = sorted((c for c in chunks if not c.decodes), key=lambda c: -c.tokens)
-        # Neighbouring rows stay together: they are read as one view of the cache.
-        parts = [
-            decode[len(decode) * i // lanes : len(decode) * (i + 1) // lanes] for i in range(lanes)
-        ]
-        for chunk in prompts:
-            min(parts, key=lambda part: sum(c.tokens for c in part)).append(chunk)
-        return [part for part in parts if part]
 
     def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], Tensor]:
         batch = Batch(self.book, chunks)

@@ -26,7 +26,7 @@ class _Span:
     row: int
     width: int
     """Longest own length."""
-    mask_SLT: Tensor | None
+    mask_SQT: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,8 @@ class Batch:
             width = int(starts.max()) + self._width
             seen = starts[:, None] + torch.arange(self._width)
             hidden = torch.arange(width) > seen[:, :, None]
-            mask = self._mask(hidden) if bool(hidden.any()) else None
+            groups = self.cache.shape.heads // self.cache.shape.kv_heads
+            mask = self._mask(hidden.repeat(1, groups, 1)) if bool(hidden.any()) else None
             spans.append(_Span(first, i - first, part[0].row.index, width, mask))
             first = i
         return spans
@@ -147,17 +148,22 @@ class Batch:
     def _attend_decode(self, layer: int, q_NHD: Tensor) -> Tensor:
         outputs: list[Tensor] = []
         lses: list[Tensor] = []
-        q_SLHD = q_NHD.unflatten(0, (-1, self._width))
+        # The queries of a key head stand in line, so that its keys are read once for all of them.
+        kv_heads = self.cache.shape.kv_heads
+        q_SLKGD = q_NHD.unflatten(1, (kv_heads, -1)).unflatten(0, (-1, self._width))
+        q_SKQD = q_SLKGD.permute(0, 2, 3, 1, 4).flatten(2, 3)
         for span in self._spans:
             rows = slice(span.row, span.row + span.count)
-            output_SHLD, lse_SHL = attend(
-                q_SLHD[span.first : span.first + span.count].transpose(1, 2),
+            output_SKQD, lse_SKQ = attend(
+                q_SKQD[span.first : span.first + span.count],
                 self.cache.keys[layer][rows, :, : span.width],
                 self.cache.values[layer][rows, :, : span.width],
-                span.mask_SLT,
+                span.mask_SQT,
             )
-            outputs.append(output_SHLD.transpose(1, 2).flatten(0, 1))
-            lses.append(lse_SHL.transpose(1, 2).flatten(0, 1))
+            output_SKGLD = output_SKQD.unflatten(2, (-1, self._width))
+            outputs.append(output_SKGLD.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1))
+            lse_SKGL = lse_SKQ.unflatten(2, (-1, self._width))
+            lses.append(lse_SKGL.permute(0, 3, 1, 2).flatten(2, 3).flatten(0, 1))
         output_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         lse_NH = lses[0] if len(lses) == 1 else torch.cat(lses)
         for group in self._groups:

@@ -2,7 +2,10 @@
 
 One worker thread owns network and cache; coroutines only post to its inbox and await a reply, so
 tools run while it computes and a rollout that waits for a tool holds nothing but an evictable row.
-Set OMP_WAIT_POLICY=passive before torch is imported where other processes share the cores.
+Set OMP_WAIT_POLICY=passive and GOMP_SPINCOUNT=20000 before torch is imported, as the command line
+does: its threads then wait awake for a millisecond, which is longer than a step's pauses, and asleep
+after that. Other threads should compute on one thread each: GNU OpenMP lets nobody spin while all teams
+of a process together have more threads than there are cores.
 """
 
 import asyncio
@@ -11,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +35,7 @@ from agentrft.inference.embedded.cache import Chunk, Row
 from agentrft.inference.embedded.device import choose_threads
 from agentrft.inference.embedded.drafts import Drafts, Seen, contexts
 from agentrft.inference.embedded.grammar import Grammar, Grammars, where_allowed
+from agentrft.inference.embedded.pace import Pace
 from agentrft.inference.embedded.sampling import Likely, draw, likely, uniform
 from agentrft.inference.embedded.shape import FAMILIES, read_config
 from agentrft.inference.tokenizer import ChatTokenizer
@@ -193,8 +197,11 @@ class EmbeddedEngine:
         share_arenas()
         self._max_context_tokens = max_context_tokens
         self._max_sequences = config.max_sequences
-        self._threads = choose_threads(config.threads)
-        self._backend = open_backend(folder, config, max_context_tokens)
+        self._pace = Pace(choose_threads(config.threads))
+        # Threads of a team stay until the thread that led it ends, so this one must not be the caller.
+        with ThreadPoolExecutor(1) as opener:
+            opening = opener.submit(open_backend, folder, config, max_context_tokens)
+            self._backend = opening.result()
         self._grammars = Grammars(lambda: ChatTokenizer(folder).as_json(), self._backend.vocabulary)
         self._book = self._backend.book
         self._drafts = Drafts()
@@ -206,7 +213,6 @@ class EmbeddedEngine:
         self._gate = threading.Lock()
         self._prefilled = self._cached = self._sampled = self._steps = 0
         self._busy_s = 0.0
-        self._lanes = ThreadPoolExecutor(self._threads, thread_name_prefix="embedded-lane")
         self._thread = threading.Thread(target=self._work, name="embedded-engine", daemon=True)
         self._thread.start()
 
@@ -281,7 +287,6 @@ class EmbeddedEngine:
             self._closed = True
             self._inbox.put(None)
         self._thread.join()
-        self._lanes.shutdown()
 
     async def _call(self, request: SampleRequest, reply: _Reply[Completion]) -> _Call:
         self._check(request)
@@ -340,7 +345,6 @@ class EmbeddedEngine:
     # Everything below runs in the worker thread.
 
     def _work(self) -> None:
-        torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while self._receive():
                 started = time.monotonic()
@@ -403,40 +407,32 @@ class EmbeddedEngine:
         if not chunks:
             return
         calls = {call.row.index: call for call in self._running if call.row is not None}
-        parts = self._backend.share(chunks, self._threads)
-        lanes = [
-            self._lanes.submit(self._compute, part, calls, self._threads // len(parts))
-            for part in parts
-        ]
-        # A failure of one lane is raised only when no other writes to the cache any more.
-        wait(lanes)
+        began = time.perf_counter()
+        torch.set_num_threads(self._pace.threads)
+        drawn = self._compute(chunks, calls)
+        self._pace.took(time.perf_counter() - began, sum(chunk.tokens for chunk in chunks))
         for chunk in chunks:
             chunk.row.computed = chunk.stop - chunk.drafts
-        drawn = [one for lane in lanes for one in lane.result()]
         accepted = 0
         for one in drawn:
             accepted += self._accept(calls[one.chunk.row.index], one)
         self._drafts.count(sum(one.chunk.drafts for one in drawn), accepted)
         self._steps += bool(drawn)
 
-    def _compute(
-        self, chunks: list[Chunk], calls: Mapping[int, _Call], threads: int
-    ) -> list[_Drawn]:
-        """Run one lane's share of a step; return what it drew after chunks that ended."""
-        torch.set_num_threads(threads)
-        with torch.inference_mode():
-            ended, logits_SV = self._backend.compute(chunks)
-            if not ended:
-                return []
-            ready = [(calls[c.row.index], i) for c in ended for i in range(c.drafts + 1)]
-            forms = [(calls[c.row.index].grammar, c.guesses) for c in ended]
-            tokens, logprobs = draw(
-                where_allowed(logits_SV, forms),
-                temperatures=[call.request.temperature for call, _ in ready],
-                top_ps=[call.request.top_p for call, _ in ready],
-                uniforms=[uniform(call.request.seed, call.sampled + i) for call, i in ready],
-            )
-            asked = _likely_where_asked(logits_SV, tokens, [call.top_logprobs for call, _ in ready])
+    def _compute(self, chunks: list[Chunk], calls: Mapping[int, _Call]) -> list[_Drawn]:
+        """Run a step; return what it drew after chunks that ended."""
+        ended, logits_SV = self._backend.compute(chunks)
+        if not ended:
+            return []
+        ready = [(calls[c.row.index], i) for c in ended for i in range(c.drafts + 1)]
+        forms = [(calls[c.row.index].grammar, c.guesses) for c in ended]
+        tokens, logprobs = draw(
+            where_allowed(logits_SV, forms),
+            temperatures=[call.request.temperature for call, _ in ready],
+            top_ps=[call.request.top_p for call, _ in ready],
+            uniforms=[uniform(call.request.seed, call.sampled + i) for call, i in ready],
+        )
+        asked = _likely_where_asked(logits_SV, tokens, [call.top_logprobs for call, _ in ready])
         drawn: list[_Drawn] = []
         first = 0
         for chunk in ended:

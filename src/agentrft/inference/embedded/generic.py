@@ -101,9 +101,6 @@ class TransformersBackend:
             max_context_tokens=max_context_tokens,
         )
 
-    def share(self, chunks: list[Chunk], threads: int) -> list[list[Chunk]]:
-        return [chunks]
-
     def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], Tensor]:
         ended: list[Chunk] = []
         logits: list[Tensor] = []
