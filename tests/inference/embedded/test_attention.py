@@ -1,4 +1,4 @@
-"""Both attention paths agree with the definition, and pieces merge into the whole."""
+"""Both attention paths agree with the definition."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agentrft.inference.embedded.attention import attend, attend_by_matmul, merge
+from agentrft.inference.embedded.attention import attend, attend_by_matmul
 
 Path = Callable[..., tuple[Tensor, Tensor]]
 
@@ -37,11 +37,3 @@ def test_ragged_grouped_attention_is_what_it_says(path: Path, queries: int) -> N
         output, lse = path(q, k, v, use)
         assert torch.allclose(output, reference(q, k, v, use).float(), atol=1e-5)
         assert lse.shape == q.shape[:3]
-
-
-@pytest.mark.parametrize("path", [attend, attend_by_matmul])
-def test_attention_over_two_pieces_merges_into_attention_over_all(path: Path) -> None:
-    q, k, v = tensors(4, 50)
-    pieces = [path(q, k[:, :, part], v[:, :, part]) for part in (slice(0, 33), slice(33, 50))]
-    merged = merge(*pieces[0], *pieces[1])
-    assert torch.allclose(merged, reference(q, k, v, None).float(), atol=1e-5)

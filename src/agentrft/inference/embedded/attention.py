@@ -1,4 +1,4 @@
-"""Attention that also returns its log-sum-exp, so that a shared prefix and own keys can be merged.
+"""Attention that also returns its log-sum-exp, so that parts of the keys can be merged.
 
 Letters: S sequences, H query heads, K key-value heads, G queries per key head, L query positions,
 Q = G * L, T key positions, D head size.
@@ -42,9 +42,3 @@ def attend_by_matmul(
     weight_SKGLT = (score_SKGLT - lse_SKGL.unsqueeze(-1)).exp_().to(v_SKTD.dtype)
     output_SKQD = weight_SKGLT.flatten(2, 3) @ v_SKTD
     return output_SKQD.unflatten(2, (groups, -1)).flatten(1, 2), lse_SKGL.flatten(1, 2)
-
-
-def merge(a_SHLD: Tensor, lse_a_SHL: Tensor, b_SHLD: Tensor, lse_b_SHL: Tensor) -> Tensor:
-    """Return the attention over the keys of both, from the attention over each."""
-    share_SHL1 = torch.sigmoid(lse_a_SHL - lse_b_SHL).unsqueeze(-1).to(a_SHLD.dtype)
-    return torch.lerp(b_SHLD, a_SHLD, share_SHL1)

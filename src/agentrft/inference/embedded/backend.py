@@ -87,7 +87,7 @@ class FusedBackend:
         self.rewinds = True
 
     def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], Tensor]:
-        batch = Batch(self.book, chunks)
+        batch = Batch(self.book, chunks, self.network.elementwise)
         hidden_NE = batch.run(self.network)
         ended: list[Chunk] = []
         wanted: list[int] = []

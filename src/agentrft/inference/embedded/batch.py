@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agentrft.inference.embedded.attention import attend, merge
+from agentrft.inference.embedded.attention import attend
 from agentrft.inference.embedded.cache import Cache, Chunk, Trunk
-from agentrft.inference.embedded.network import Network
+from agentrft.inference.embedded.network import Elementwise, Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,9 @@ class _Prompt:
 class Batch:
     """Plan of one pass. Decode chunks, all of one width, come first, ordered by row."""
 
-    def __init__(self, cache: Cache, chunks: Sequence[Chunk]) -> None:
+    def __init__(self, cache: Cache, chunks: Sequence[Chunk], fused: Elementwise) -> None:
         self.cache = cache
+        self._fused = fused
         self._like = cache.like
         decode = sorted((c for c in chunks if c.decodes), key=lambda c: c.row.index)
         prompts = [c for c in chunks if not c.decodes]
@@ -134,9 +135,7 @@ class Batch:
 
     def _attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         keys_RKTD, values_RKTD = self.cache.keys[layer], self.cache.values[layer]
-        size = k_NKD.shape[-1]
-        keys_RKTD.view(-1, size).index_copy_(0, self._slot_NK, k_NKD.reshape(-1, size))
-        values_RKTD.view(-1, size).index_copy_(0, self._slot_NK, v_NKD.reshape(-1, size))
+        self._fused.store((keys_RKTD, values_RKTD), self._slot_NK, (k_NKD, v_NKD))
         parts: list[Tensor] = []
         if self._decode:
             parts.append(self._attend_decode(layer, q_NHD[: self._decode]))
@@ -149,9 +148,8 @@ class Batch:
         outputs: list[Tensor] = []
         lses: list[Tensor] = []
         # The queries of a key head stand in line, so that its keys are read once for all of them.
-        kv_heads = self.cache.shape.kv_heads
-        q_SLKGD = q_NHD.unflatten(1, (kv_heads, -1)).unflatten(0, (-1, self._width))
-        q_SKQD = q_SLKGD.permute(0, 2, 3, 1, 4).flatten(2, 3)
+        q_NKGD = self._by_key_head(q_NHD)
+        q_SKQD = q_NKGD.unflatten(0, (-1, self._width)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         for span in self._spans:
             rows = slice(span.row, span.row + span.count)
             output_SKQD, lse_SKQ = attend(
@@ -161,42 +159,46 @@ class Batch:
                 span.mask_SQT,
             )
             output_SKGLD = output_SKQD.unflatten(2, (-1, self._width))
-            outputs.append(output_SKGLD.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1))
+            outputs.append(output_SKGLD.permute(0, 3, 1, 2, 4).flatten(0, 1))
             lse_SKGL = lse_SKQ.unflatten(2, (-1, self._width))
-            lses.append(lse_SKGL.permute(0, 3, 1, 2).flatten(2, 3).flatten(0, 1))
-        output_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        lse_NH = lses[0] if len(lses) == 1 else torch.cat(lses)
+            lses.append(lse_SKGL.permute(0, 3, 1, 2).flatten(0, 1))
+        output_NKGD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        lse_NKG = lses[0] if len(lses) == 1 else torch.cat(lses)
         for group in self._groups:
             member_N = group.member_N
             whole = member_N is None
-            shared_NHD, lse_shared_NH = self._attend_trunk(
-                layer, q_NHD if whole else q_NHD[member_N], group.trunk, group.leaning
+            shared_NKGD, lse_shared_NKG = self._attend_trunk(
+                layer, q_NKGD if whole else q_NKGD[member_N], group.trunk, group.leaning
             )
-            merged_NHD = merge(
-                shared_NHD,
-                lse_shared_NH,
-                output_NHD if whole else output_NHD[member_N],
-                lse_NH if whole else lse_NH[member_N],
+            merged_NKGD = self._fused.merge(
+                shared_NKGD,
+                lse_shared_NKG,
+                output_NKGD if whole else output_NKGD[member_N],
+                lse_NKG if whole else lse_NKG[member_N],
             )
             if whole:
-                return merged_NHD
-            output_NHD[member_N] = merged_NHD
-        return output_NHD
+                return merged_NKGD
+            output_NKGD[member_N] = merged_NKGD
+        return output_NKGD
+
+    def _by_key_head(self, q_NHD: Tensor) -> Tensor:
+        return q_NHD.unflatten(1, (self.cache.shape.kv_heads, -1))
 
     def _attend_trunk(
-        self, layer: int, q_LHD: Tensor, trunk: Trunk, leaning: int
+        self, layer: int, q_LKGD: Tensor, trunk: Trunk, leaning: int
     ) -> tuple[Tensor, Tensor]:
-        """Return output_LHD and its log-sum-exp_LH; every query sees the whole stretch."""
+        """Return output_LKGD and its log-sum-exp_LKG; every query sees the whole stretch."""
         # The queries of a key head stand in line as one: the shared keys are read once for all.
-        count, kv_heads = len(q_LHD), self.cache.shape.kv_heads
-        q_KGLD = q_LHD.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
         output_1KQD, lse_1KQ = attend(
-            q_KGLD.reshape(1, kv_heads, -1, q_LHD.shape[-1]),
+            q_LKGD.transpose(0, 1).flatten(1, 2).unsqueeze(0),
             trunk.keys[layer, None, :, :leaning],
             trunk.values[layer, None, :, :leaning],
         )
-        output_HLD = output_1KQD[0].unflatten(1, (-1, count)).flatten(0, 1)
-        return output_HLD.transpose(0, 1), lse_1KQ[0].unflatten(1, (-1, count)).flatten(0, 1).T
+        count = len(q_LKGD)
+        return (
+            output_1KQD[0].unflatten(1, (count, -1)).transpose(0, 1),
+            lse_1KQ[0].unflatten(1, (count, -1)).transpose(0, 1),
+        )
 
     def _attend_prompt(self, layer: int, q_LHD: Tensor, prompt: _Prompt) -> Tensor:
         row = prompt.chunk.row
@@ -207,11 +209,14 @@ class Batch:
             self.cache.values[layer][row.index, None, :, own],
             prompt.mask_1LT,
         )
-        output_LHD, lse_LH = output_1HLD[0].transpose(0, 1), lse_1HL[0].T
+        output_LKGD = self._by_key_head(output_1HLD[0].transpose(0, 1))
         if row.trunk is None:
-            return output_LHD
-        shared_LHD, lse_shared_LH = self._attend_trunk(layer, q_LHD, row.trunk, row.leaning)
-        return merge(shared_LHD, lse_shared_LH, output_LHD, lse_LH)
+            return output_LKGD
+        shared_LKGD, lse_shared_LKG = self._attend_trunk(
+            layer, self._by_key_head(q_LHD), row.trunk, row.leaning
+        )
+        lse_LKG = self._by_key_head(lse_1HL[0].T)
+        return self._fused.merge(shared_LKGD, lse_shared_LKG, output_LKGD, lse_LKG)
 
 
 def forward_alone(network: Network, sequences: Sequence[Sequence[int]]) -> Tensor:

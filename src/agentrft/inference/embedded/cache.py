@@ -29,6 +29,8 @@ _TRUNK_DEEPER = 256
 """A row that leans on a trunk gets one of its own from so many more shared tokens on."""
 _TRUNKS = 64
 """Each costs every layer of a step some calls, so not more whatever the memory."""
+_KEPT_FACTOR = 2.0
+"""Taking a page anew costs more than writing it, and the next weights' rollouts are like the last."""
 SLACK = 8
 """Positions beyond the context that guesses may touch."""
 
@@ -111,16 +113,25 @@ class Cache:
     values: list[Tensor] = field(default_factory=list[Tensor])
     _pages: list[Pages] = field(default_factory=list[Pages])
     """Under keys, then values."""
+    _written: dict[int, int] = field(default_factory=dict[int, int])
+    """Row to the positions it has taken memory for."""
     _clock: int = 0
 
     def clear(self) -> None:
-        """Forget every token and give the memory back; rows must be idle."""
+        """Forget every token; rows must be idle.
+
+        Memory that was written goes back to the system, unless what was held lately needs most of it.
+        """
+        held = sum(row.computed - row.leaning for row in self.rows)
+        written = sum(self._written.values())
         self.trunks.clear()
         for row in self.rows:
             row.length = row.computed = row.leaning = 0
             row.trunk, row.busy = None, False
-        for pages in self._pages:
-            pages.clear()
+        if written > _KEPT_FACTOR * held:
+            self._written.clear()
+            for pages in self._pages:
+                pages.clear()
 
     @property
     def positions(self) -> int:
@@ -168,7 +179,10 @@ class Cache:
 
     def reserve(self, chunks: Iterable[Chunk]) -> None:
         """Make room for what will be computed; idle rows may have to go."""
-        self._make_room(max((c.stop - c.row.leaning for c in chunks), default=0))
+        owns = [(c.row, c.stop - c.row.leaning) for c in chunks]
+        self._make_room(max((own for _, own in owns), default=0))
+        for row, own in owns:
+            self._written[row.index] = max(own, self._written.get(row.index, 0))
 
     @property
     def has_room(self) -> bool:
@@ -239,6 +253,7 @@ class Cache:
                 place = number * shape.layers + layer
                 self._pages[place : place + 1] = [grown]
                 tensors[layer : layer + 1] = [grown.tensor]
+        self._written = {i: row.computed - row.leaning for i, row in enumerate(kept)}
         for i, row in enumerate(kept):
             row.index = i
         fresh = range(len(kept), count)

@@ -16,10 +16,14 @@ from torch.nn import functional
 
 from agentrft.core.errors import ModelError, SamplerError
 from agentrft.inference.embedded.cache import SLACK
+from agentrft.inference.embedded.elementwise import FusedElementwise
+from agentrft.inference.embedded.elementwise_torch import TorchElementwise
 from agentrft.inference.embedded.shape import Shape
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_NHD, k_NKD, v_NKD) -> output_NHD; whoever calls the network owns the cache."""
+
+Elementwise = FusedElementwise | TorchElementwise
 
 _PACK_ROWS = 64
 """Batch size the packed layout is chosen for; measured as good from 1 to 512 rows."""
@@ -95,6 +99,8 @@ class Network:
         self.head = Projection(shape.vocabulary, shape.width, bias=False, like=like)
         self._places = dict(self._name_places())
         self._cos_PD, self._sin_PD = self._rope_tables()
+        on_cpu = device.type == "cpu"
+        self.elementwise = FusedElementwise(shape) if on_cpu else TorchElementwise(shape)
 
     @property
     def device(self) -> torch.device:
@@ -172,36 +178,24 @@ class Network:
 
     def forward(self, token_N: Tensor, position_N: Tensor, attend: Attend) -> Tensor:
         """Return hidden_NE before the final norm, float32."""
-        shape = self.shape
         # The residual stream, norms and rotations are float32: in bfloat16 their rounding, not
         # that of the products, is most of the distance to exact log-probabilities.
         x_NE = self.embedding_VE[token_N].float()
-        rotated = shape.heads + shape.kv_heads
-        cos_N1D = self._cos_PD[position_N].unsqueeze(1)
-        sin_N1D = self._sin_PD[position_N].unsqueeze(1)
+        fused = self.elementwise
         for number, layer in enumerate(self.layers):
-            h_NE = self._norm(x_NE, layer.input_norm_E)
-            qkv_NHD = layer.qkv(h_NE).unflatten(-1, (-1, shape.head_dim))
-            qk_NHD, v_NKD = qkv_NHD[:, :rotated], qkv_NHD[:, rotated:]
-            if layer.head_norm_HD is not None:
-                qk_NHD = functional.rms_norm(qk_NHD.float(), (shape.head_dim,), eps=shape.norm_eps)
-                qk_NHD = qk_NHD * layer.head_norm_HD
-            swapped_NHD = qk_NHD.roll(shape.head_dim // 2, -1)
-            qk_NHD = torch.addcmul(qk_NHD * cos_N1D, swapped_NHD, sin_N1D).to(self.dtype)
-            mixed_NHD = attend(number, qk_NHD[:, : shape.heads], qk_NHD[:, shape.heads :], v_NKD)
-            x_NE += layer.output(mixed_NHD.flatten(1))
-            h_NE = self._norm(x_NE, layer.feed_forward_norm_E)
-            gate_NF, up_NF = layer.gate_up(h_NE).chunk(2, -1)
-            x_NE += layer.down(functional.silu(gate_NF).mul_(up_NF))
+            qkv_NO = layer.qkv(fused.norm(x_NE, layer.input_norm_E, self.dtype))
+            q_NHD, k_NKD, v_NKD = fused.split_heads(
+                qkv_NO, position_N, self._cos_PD, self._sin_PD, layer.head_norm_HD
+            )
+            mixed_NHD = attend(number, q_NHD, k_NKD, v_NKD)
+            fused.add(x_NE, layer.output(mixed_NHD.flatten(1)))
+            normed_NE = fused.norm(x_NE, layer.feed_forward_norm_E, self.dtype)
+            fused.add(x_NE, layer.down(fused.gate(layer.gate_up(normed_NE))))
         return x_NE
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
         """Return logits_NV of the hidden states that need them."""
-        return self.head(self._norm(hidden_NE, self.final_norm_E))
-
-    def _norm(self, x_NE: Tensor, weight_E: Tensor) -> Tensor:
-        normed_NE = functional.rms_norm(x_NE, weight_E.shape, weight_E, self.shape.norm_eps)
-        return normed_NE.to(self.dtype)
+        return self.head(self.elementwise.norm(hidden_NE, self.final_norm_E, self.dtype))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy checkpoint tensors into place; raises SamplerError before anything changed."""
