@@ -36,7 +36,7 @@ class Book(Protocol):
 
 
 class Backend(Protocol):
-    """One model on one device. Only the engine's own thread calls it."""
+    """One model on one device. Only the engine's own threads call it."""
 
     @property
     def book(self) -> Book: ...
@@ -47,6 +47,10 @@ class Backend(Protocol):
     @property
     def rewinds(self) -> bool:
         """Whether computed tokens can be taken back, so that guesses may be tried."""
+        ...
+
+    def share(self, chunks: list[Chunk], lanes: int) -> list[list[Chunk]]:
+        """Split a step into at most so many parts, each of which can be computed by itself."""
         ...
 
     def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], Tensor]:
@@ -85,6 +89,19 @@ class FusedBackend:
         )
         self.vocabulary = shape.vocabulary
         self.rewinds = True
+
+    def share(self, chunks: list[Chunk], lanes: int) -> list[list[Chunk]]:
+        if self.network.device.type != "cpu" or lanes == 1:
+            return [chunks]
+        decode = sorted((c for c in chunks if c.decodes), key=lambda c: c.row.index)
+        prompts = sorted((c for c in chunks if not c.decodes), key=lambda c: -c.tokens)
+        # Neighbouring rows stay together: they are read as one view of the cache.
+        parts = [
+            decode[len(decode) * i // lanes : len(decode) * (i + 1) // lanes] for i in range(lanes)
+        ]
+        for chunk in prompts:
+            min(parts, key=lambda part: sum(c.tokens for c in part)).append(chunk)
+        return [part for part in parts if part]
 
     def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], Tensor]:
         batch = Batch(self.book, chunks, self.network.elementwise)

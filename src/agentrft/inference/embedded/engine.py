@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +197,9 @@ class EmbeddedEngine:
         share_arenas()
         self._max_context_tokens = max_context_tokens
         self._max_sequences = config.max_sequences
-        self._pace = Pace(choose_threads(config.threads))
+        threads = choose_threads(config.threads)
+        self._pace = Pace(threads)
+        self._lanes = ThreadPoolExecutor(threads, thread_name_prefix="embedded-lane")
         # Threads of a team stay until the thread that led it ends, so this one must not be the caller.
         with ThreadPoolExecutor(1) as opener:
             opening = opener.submit(open_backend, folder, config, max_context_tokens)
@@ -287,6 +289,7 @@ class EmbeddedEngine:
             self._closed = True
             self._inbox.put(None)
         self._thread.join()
+        self._lanes.shutdown()
 
     async def _call(self, request: SampleRequest, reply: _Reply[Completion]) -> _Call:
         self._check(request)
@@ -407,9 +410,15 @@ class EmbeddedEngine:
         if not chunks:
             return
         calls = {call.row.index: call for call in self._running if call.row is not None}
-        began = time.perf_counter()
-        torch.set_num_threads(self._pace.threads)
-        drawn = self._compute(chunks, calls)
+        way, began = self._pace.way, time.perf_counter()
+        part, *others = self._backend.share(chunks, way.lanes)
+        lanes = [self._lanes.submit(self._compute, each, calls, way.threads) for each in others]
+        try:
+            drawn = self._compute(part, calls, way.threads)
+        finally:
+            # A failure is raised only when nobody writes to the cache any more.
+            wait(lanes)
+        drawn += [one for lane in lanes for one in lane.result()]
         self._pace.took(time.perf_counter() - began, sum(chunk.tokens for chunk in chunks))
         for chunk in chunks:
             chunk.row.computed = chunk.stop - chunk.drafts
@@ -419,20 +428,24 @@ class EmbeddedEngine:
         self._drafts.count(sum(one.chunk.drafts for one in drawn), accepted)
         self._steps += bool(drawn)
 
-    def _compute(self, chunks: list[Chunk], calls: Mapping[int, _Call]) -> list[_Drawn]:
-        """Run a step; return what it drew after chunks that ended."""
-        ended, logits_SV = self._backend.compute(chunks)
-        if not ended:
-            return []
-        ready = [(calls[c.row.index], i) for c in ended for i in range(c.drafts + 1)]
-        forms = [(calls[c.row.index].grammar, c.guesses) for c in ended]
-        tokens, logprobs = draw(
-            where_allowed(logits_SV, forms),
-            temperatures=[call.request.temperature for call, _ in ready],
-            top_ps=[call.request.top_p for call, _ in ready],
-            uniforms=[uniform(call.request.seed, call.sampled + i) for call, i in ready],
-        )
-        asked = _likely_where_asked(logits_SV, tokens, [call.top_logprobs for call, _ in ready])
+    def _compute(
+        self, chunks: list[Chunk], calls: Mapping[int, _Call], threads: int
+    ) -> list[_Drawn]:
+        """Run a part of a step; return what it drew after chunks that ended."""
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            ended, logits_SV = self._backend.compute(chunks)
+            if not ended:
+                return []
+            ready = [(calls[c.row.index], i) for c in ended for i in range(c.drafts + 1)]
+            forms = [(calls[c.row.index].grammar, c.guesses) for c in ended]
+            tokens, logprobs = draw(
+                where_allowed(logits_SV, forms),
+                temperatures=[call.request.temperature for call, _ in ready],
+                top_ps=[call.request.top_p for call, _ in ready],
+                uniforms=[uniform(call.request.seed, call.sampled + i) for call, i in ready],
+            )
+            asked = _likely_where_asked(logits_SV, tokens, [call.top_logprobs for call, _ in ready])
         drawn: list[_Drawn] = []
         first = 0
         for chunk in ended:

@@ -101,6 +101,9 @@ class TransformersBackend:
             max_context_tokens=max_context_tokens,
         )
 
+    def share(self, chunks: list[Chunk], lanes: int) -> list[list[Chunk]]:
+        return [chunks]
+
     def compute(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], Tensor]:
         ended: list[Chunk] = []
         logits: list[Tensor] = []

@@ -1,44 +1,52 @@
-"""How many threads a step computes on: all, or one while somebody else wants the cores.
+"""How a step is spread over the cores, found by trying what takes less time.
 
-Threads meet some 250 times in a step. Where each has a core they wait for each other by spinning,
-which halves the time of a small step; where they share cores with others they wait for their turn
-each time, and one thread alone is faster. Nothing tells which is the case but trying.
+All threads may compute every operation together: then each reads its part of the weights, and they
+meet some 250 times in a step. That halves a small step where each thread has a core and waits for the
+others awake. Or each thread computes a part of the sequences and they meet once: every one reads all
+weights, which many sequences repay. Where other processes want the cores, one thread is best.
 """
+
+from typing import NamedTuple
 
 _FIRST_STEPS = 8
 _MOST_STEPS = 128
 _TRIAL_STEPS = 4
-"""Of a trial, both choices in turn."""
+"""Of a trial, with the other and the usual way in turn."""
 _ALIKE = 1.25
 """Steps of a trial may differ by this factor in tokens; else it begins anew."""
 _CLEARLY = 0.9
-"""A choice is given up if the other takes less than this share of its time."""
+"""A way is given up if another takes less than this share of its time."""
+
+
+class Way(NamedTuple):
+    """Parts of a step that are computed side by side, and the threads of each."""
+
+    lanes: int
+    threads: int
 
 
 class Pace:
-    """Hears how long steps took and says on how many threads to compute the next."""
+    """Hears how long steps took and says how to compute the next."""
 
     def __init__(self, most_threads: int) -> None:
-        self._most = most_threads
-        self._chosen = most_threads
+        ways = (Way(1, most_threads), Way(most_threads, 1), Way(1, 1))
+        self._others = list(dict.fromkeys(ways))
+        """Ways not chosen, the one to be tried next first."""
+        self._chosen = self._others.pop(0)
         self._every = self._left = _FIRST_STEPS
-        """Steps between trials, doubled as long as they confirm the choice."""
+        """Steps between trials, more and more of them as long as these confirm the choice."""
         self._trial: list[tuple[float, int]] = []
 
     @property
-    def threads(self) -> int:
+    def way(self) -> Way:
         """For the next step."""
-        trying = self._left <= 0 and len(self._trial) % 2 == 0
-        return self._other if trying else self._chosen
-
-    @property
-    def _other(self) -> int:
-        return 1 if self._chosen > 1 else self._most
+        trying = self._others and self._left <= 0 and len(self._trial) % 2 == 0
+        return self._others[0] if trying else self._chosen
 
     def took(self, seconds: float, tokens: int) -> None:
-        """Take note of a step on `threads` threads that computed so many tokens."""
+        """Take note of a step that went the `way` and computed so many tokens."""
         self._left -= 1
-        if self._most == 1 or self._left >= 0:
+        if not self._others or self._left >= 0:
             return
         self._trial.append((seconds, tokens))
         counts = [tokens for _, tokens in self._trial]
@@ -46,8 +54,10 @@ class Pace:
             self._trial = []
         if len(self._trial) == _TRIAL_STEPS:
             times = [seconds for seconds, _ in self._trial]
+            tried = self._others.pop(0)
             if min(times[::2]) < _CLEARLY * min(times[1::2]):
-                self._chosen, self._every = self._other, _FIRST_STEPS
+                tried, self._chosen, self._every = self._chosen, tried, _FIRST_STEPS
             else:
-                self._every = min(_MOST_STEPS, 2 * self._every)
+                self._every = min(_MOST_STEPS, 3 * self._every // 2)
+            self._others.append(tried)
             self._left, self._trial = self._every, []
