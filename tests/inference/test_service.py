@@ -37,7 +37,8 @@ import sys
 from pathlib import Path
 from agentrft.core.config import EngineConfig
 from agentrft.inference.service import serve_chat
-serve_chat(Path(sys.argv[1]), Path(sys.argv[2]), EngineConfig(max_sequences=int(sys.argv[3]), threads=1))
+config = EngineConfig(max_sequences=int(sys.argv[3]), threads=1)
+serve_chat(Path(sys.argv[1]), Path(sys.argv[2]), config)
 """
 ASK = ChatRequest(
     base="smollm2-135m",

@@ -3,9 +3,8 @@
 One worker thread owns network and cache; coroutines only post to its inbox and await a reply, so
 tools run while it computes and a rollout that waits for a tool holds nothing but an evictable row.
 Set OMP_WAIT_POLICY=passive and GOMP_SPINCOUNT=20000 before torch is imported, as the command line
-does: its threads then wait awake for a millisecond, which is longer than a step's pauses, and asleep
-after that. Other threads should compute on one thread each: GNU OpenMP lets nobody spin while all teams
-of a process together have more threads than there are cores.
+does: threads then wait awake for a millisecond, then asleep. GNU OpenMP lets nobody wait awake while
+the teams of a process have more threads than there are cores, so others should compute on one each.
 """
 
 import asyncio
@@ -22,7 +21,6 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from agentrft.core.allocator import share_arenas
 from agentrft.core.config import EngineConfig
@@ -36,7 +34,7 @@ from agentrft.inference.embedded.device import choose_threads
 from agentrft.inference.embedded.drafts import Drafts, Seen, contexts
 from agentrft.inference.embedded.grammar import Grammar, Grammars, where_allowed
 from agentrft.inference.embedded.pace import Pace
-from agentrft.inference.embedded.sampling import Likely, draw, likely, uniform
+from agentrft.inference.embedded.sampling import Likely, draw, likely_where_asked, uniform
 from agentrft.inference.embedded.shape import FAMILIES, read_config
 from agentrft.inference.tokenizer import ChatTokenizer
 
@@ -200,10 +198,10 @@ class EmbeddedEngine:
         threads = choose_threads(config.threads)
         self._pace = Pace(threads)
         self._lanes = ThreadPoolExecutor(threads, thread_name_prefix="embedded-lane")
-        # Threads of a team stay until the thread that led it ends, so this one must not be the caller.
+        # A team stays until the thread that led it ends, so this one must not be the caller.
         with ThreadPoolExecutor(1) as opener:
-            opening = opener.submit(open_backend, folder, config, max_context_tokens)
-            self._backend = opening.result()
+            opened = opener.submit(open_backend, folder, config, max_context_tokens)
+        self._backend = opened.result()
         self._grammars = Grammars(lambda: ChatTokenizer(folder).as_json(), self._backend.vocabulary)
         self._book = self._backend.book
         self._drafts = Drafts()
@@ -416,8 +414,7 @@ class EmbeddedEngine:
         try:
             drawn = self._compute(part, calls, way.threads)
         finally:
-            # A failure is raised only when nobody writes to the cache any more.
-            wait(lanes)
+            wait(lanes)  # a failure is raised only when nobody writes to the cache any more
         drawn += [one for lane in lanes for one in lane.result()]
         self._pace.took(time.perf_counter() - began, sum(chunk.tokens for chunk in chunks))
         for chunk in chunks:
@@ -445,7 +442,7 @@ class EmbeddedEngine:
                 top_ps=[call.request.top_p for call, _ in ready],
                 uniforms=[uniform(call.request.seed, call.sampled + i) for call, i in ready],
             )
-            asked = _likely_where_asked(logits_SV, tokens, [call.top_logprobs for call, _ in ready])
+            asked = likely_where_asked(logits_SV, tokens, [call.top_logprobs for call, _ in ready])
         drawn: list[_Drawn] = []
         first = 0
         for chunk in ended:
@@ -582,20 +579,6 @@ class EmbeddedEngine:
             self._running.remove(call)
             self._book.release(call.row)
             call.row = None
-
-
-def _likely_where_asked(
-    logits_SV: Tensor, tokens: Sequence[int], counts: Sequence[int | None]
-) -> list[Likely | None]:
-    """Rows that do not ask cost nothing."""
-    result: list[Likely | None] = [None] * len(tokens)
-    asking = {row: count for row, count in enumerate(counts) if count is not None}
-    if asking:
-        rows = list(asking)
-        found = likely(logits_SV[rows], [tokens[row] for row in rows], list(asking.values()))
-        for row, one in zip(rows, found, strict=True):
-            result[row] = one
-    return result
 
 
 def open_backend(folder: Path, config: EngineConfig, max_context_tokens: int) -> Backend:

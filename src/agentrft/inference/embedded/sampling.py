@@ -75,6 +75,20 @@ def likely(logits_SV: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> l
     ]
 
 
+def likely_where_asked(
+    logits_SV: Tensor, tokens: Sequence[int], counts: Sequence[int | None]
+) -> list[Likely | None]:
+    """Return what `likely` does for rows that ask for so many; those that do not cost nothing."""
+    result: list[Likely | None] = [None] * len(tokens)
+    asking = {row: count for row, count in enumerate(counts) if count is not None}
+    if asking:
+        rows = list(asking)
+        found = likely(logits_SV[rows], [tokens[row] for row in rows], list(asking.values()))
+        for row, one in zip(rows, found, strict=True):
+            result[row] = one
+    return result
+
+
 def _draw_rows(
     logits_SV: Tensor,
     temperatures: Sequence[float],
