@@ -77,6 +77,7 @@ bench-environments: .bench/vllm/.installed .bench/trl/.installed ## Make .bench/
 	.bench/$*/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
 	.bench/$*/bin/pip install --quiet $(TORCH_OPTIONS) $$(grep '^torch==' constraints.txt)
 	.bench/$*/bin/pip install --quiet --requirement $<
+	.bench/$*/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec # builds for CUDA, which nothing here calls
 	touch $@
 
 bench: $(STAMP) bench-environments ## Ours against what else one could run, side by side (hours); writes docs/speed.md

@@ -14,7 +14,6 @@ import torch
 from contender import Contender
 from platformdirs import user_data_path
 
-from agentrft.core.config import EngineConfig
 from agentrft.inference.models import ModelFiles, resolve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,7 +34,6 @@ class Setting:
     """Sizes that end in minutes; such results are not to be quoted."""
     seeds: int = 2
     """Trainings of each system where there is something to learn."""
-    device: str = EngineConfig().device
 
     @property
     def model(self) -> ModelFiles:
