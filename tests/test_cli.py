@@ -3,11 +3,13 @@
 import dataclasses
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import ConfigError
 from agentrft.core.run import Method, Run, RunStatus
 from agentrft.jobs.project import open_project
@@ -96,16 +98,35 @@ def test_the_home_option_wins_over_the_environment(tmp_path: Path) -> None:
 def test_settings_that_changed_since_refuse_to_resume(tmp_path: Path) -> None:
     home = Home.open(tmp_path / "home")
     write_starter(tmp_path / "library")
-    settings = dataclasses.asdict(open_project(tmp_path / "library").config)
-    run = Run(
+    config = open_project(tmp_path / "library").config
+    home.store.put_run(paused(config))
+    assert unfinished_run(home.store, "library", Method.IMPROVE, config) == "run-1"
+    changed = replace(config, limits=replace(config.limits, max_turns=7))
+    with pytest.raises(ConfigError, match=r"limits\.max_turns"):
+        unfinished_run(home.store, "library", Method.IMPROVE, changed)
+
+
+def test_a_setting_that_a_later_version_brought_does_not_keep_a_run_from_going_on(
+    tmp_path: Path,
+) -> None:
+    home = Home.open(tmp_path / "home")
+    write_starter(tmp_path / "library")
+    config = open_project(tmp_path / "library").config
+    run = paused(config)
+    del run.config["methods"]["reinforcement"]["staleness"]
+    home.store.put_run(run)
+    assert unfinished_run(home.store, "library", Method.IMPROVE, config) == "run-1"
+    reinforcement = replace(config.methods.reinforcement, staleness=1)
+    changed = replace(config, methods=replace(config.methods, reinforcement=reinforcement))
+    with pytest.raises(ConfigError, match=r"reinforcement\.staleness"):
+        unfinished_run(home.store, "library", Method.IMPROVE, changed)
+
+
+def paused(config: ProjectConfig) -> Run:
+    return Run(
         id="run-1",
         project="library",
         method=Method.IMPROVE,
         status=RunStatus.PAUSED,
-        config=from_json(dict[str, Any], to_json(settings)),
+        config=from_json(dict[str, Any], to_json(dataclasses.asdict(config))),
     )
-    home.store.put_run(run)
-    assert unfinished_run(home.store, "library", Method.IMPROVE, settings) == "run-1"
-    changed = {**settings, "limits": {**settings["limits"], "max_turns": 7}}
-    with pytest.raises(ConfigError, match=r"limits\.max_turns"):
-        unfinished_run(home.store, "library", Method.IMPROVE, changed)

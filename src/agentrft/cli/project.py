@@ -318,7 +318,7 @@ def run_job(
 
     name, settings = opened.project.config.name, dataclasses.asdict(opened.project.config)
     store = opened.home.store
-    run_id = unfinished_run(store, name, method, settings) if resume else ""
+    run_id = unfinished_run(store, name, method, opened.project.config) if resume else ""
 
     def start(stop: asyncio.Event) -> Job:
         job = Job.start(

@@ -1,10 +1,13 @@
 """Finding the run that `--resume` continues."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from agentrft.core.config import ProjectConfig
 from agentrft.core.errors import ConfigError
 from agentrft.core.run import Method, RunStatus
+from agentrft.store.codec import load_config
 from agentrft.store.sql import SqlStore
 
 MAY_CHANGE = {
@@ -22,7 +25,7 @@ def unfinished_run(
     store: SqlStore,
     project: str,
     method: Method,
-    settings: Mapping[str, Any],
+    settings: ProjectConfig | Mapping[str, Any],
     *,
     parent_id: str | None = None,
 ) -> str:
@@ -30,9 +33,13 @@ def unfinished_run(
 
     Raises ConfigError if there is none, or if the settings changed since it began.
     """
+    asked = asdict(settings) if isinstance(settings, ProjectConfig) else settings
     for run in store.runs(project=project).items:
         if run.parent_id == parent_id and run.method is method and run.status in UNFINISHED:
-            changed = _first_difference("", run.config, settings)
+            began = run.config
+            if isinstance(settings, ProjectConfig):
+                began = _with_newer_settings(began)
+            changed = _first_difference("", began, asked)
             if changed:
                 raise ConfigError(
                     f"run {run.id} cannot be resumed: {changed} changed since it began; "
@@ -43,6 +50,14 @@ def unfinished_run(
         f"project {project!r} has no unfinished {method} run in this home folder; "
         "start one without --resume"
     )
+
+
+def _with_newer_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add settings that a later version brought, at their defaults: what the run did without them."""
+    try:
+        return asdict(load_config(ProjectConfig, config, "stored settings"))
+    except ConfigError:
+        return config
 
 
 def _first_difference(path: str, old: object, new: object) -> str:
