@@ -296,6 +296,8 @@ def test_a_chart_shows_what_each_step_and_its_rollouts_waited_for(tmp_path: Path
         "sampling": [0.0, 0.0],
         "tools": [0.5, 0.5],
     }
+    assert all(bar["x"] == [["reinforcement"] * 2, [1, 2]] for bar in bars)
+    assert [bar["legend"] for bar in bars] == ["legend"] * 3 + ["legend2"] * 3
 
 
 HOSTILE = (

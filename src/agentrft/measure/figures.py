@@ -147,31 +147,43 @@ _PHASES = (
 def _waiting(summary: Summary) -> Sequence[Figure]:
     """Who waits for whom: phases of each step, and of its mean rollout."""
     measured = [
-        (f"{escape(stage.name)} {metrics.step}", metrics.values)
+        (escape(stage.name), metrics)
         for stage in summary.stages
         for metrics in stage.metrics
         if "seconds/rollout" in metrics.values
     ]
     if len(measured) < 2:
         return ()
+    steps = [[name for name, _ in measured], [metrics.step for _, metrics in measured]]
     traces = [
         {
             "type": "bar",
             "name": label,
-            "x": [place for place, _ in measured],
-            "y": [_drawable(values.get(name, 0.0)) for _, values in measured],
+            "x": steps,
+            "y": [_drawable(metrics.values.get(name, 0.0)) for _, metrics in measured],
             "yaxis": axis,
+            "legend": axis.replace("y", "legend"),
             "marker": {"color": color(index)},
             "hovertemplate": f"%{{x}}: %{{y:.1f}} s {label}<extra></extra>",
         }
         for index, (name, label, axis) in enumerate(_PHASES)
     ]
+    legend = {"orientation": "h", "x": 0, "yanchor": "bottom", "traceorder": "normal"}
     layout = plain_layout(
         barmode="stack",
-        xaxis={"title": {"text": "optimizer step"}, "anchor": "y2", "type": "category"},
-        yaxis={"title": {"text": "seconds of a step"}, "domain": [0.56, 1]},
-        yaxis2={"title": {"text": "of a rollout"}, "domain": [0, 0.44]},
+        # Few of many steps are named: all names would cover each other.
+        xaxis={
+            "title": {"text": "optimizer step"},
+            "anchor": "y2",
+            "nticks": 20,
+            "tickangle": 0,
+            "dividercolor": STAGE_COLORS[0],
+        },
+        yaxis={"title": {"text": "seconds of a step"}, "domain": [0.58, 1]},
+        yaxis2={"title": {"text": "of a rollout"}, "domain": [0, 0.42]},
     )
+    layout |= {"legend": legend | {"y": 1.02}, "legend2": legend | {"y": 0.43}}
+    layout["margin"] |= {"b": 60}
     return (
         Figure(
             title="Who waits for whom",
@@ -180,7 +192,7 @@ def _waiting(summary: Summary) -> Sequence[Figure]:
             "rollout of the step spent its time, on average.",
             traces=traces,
             layout=layout,
-            height_px=420,
+            height_px=440,
         ),
     )
 
