@@ -79,6 +79,7 @@ class ChatRenderer:
         self._tokenizer = tokenizer
         self._renderer = renderer
         self._tool_sets: dict[str, list[dict[str, Any]]] = {}
+        self._last_tools: tuple[Sequence[ToolSpec], Any] = ((), None)
         self.stop_token_ids = tuple(renderer.get_stop_token_ids())
         self.bare_calls = bare_calls
         """Whether a call is a turn that is a JSON object, with nothing around it to tell it by."""
@@ -324,13 +325,19 @@ class ChatRenderer:
         return result
 
     def _tools(self, tools: Sequence[ToolSpec]) -> Any:
-        # Every turn of every rollout asks for the same few sets. By repr, which tells 1 from True.
-        key = repr(tools)
+        # Every turn of every rollout asks for the same few sets, mostly for the very same one.
+        last, written = self._last_tools
+        if tools is last:
+            return written
+        key = repr(tools)  # which tells 1 from True
         written = self._tool_sets.get(key)
         if written is None:
             if len(self._tool_sets) >= _TOOL_SETS:
                 self._tool_sets.clear()
             written = self._tool_sets[key] = self._escaped_tools(tools)
+        # Only what nobody changes is known by its identity.
+        if isinstance(tools, tuple):
+            self._last_tools = (tools, written or None)
         return written or None
 
     def _escaped_tools(self, tools: Sequence[ToolSpec]) -> list[dict[str, Any]]:

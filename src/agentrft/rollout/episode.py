@@ -517,6 +517,8 @@ async def close_environment(environment: Environment, trace: str) -> None:
 
 async def in_order(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Run concurrently, return in order; when one raises, the rest are cancelled and awaited."""
+    if len(coroutines) == 1:
+        return [await coroutines[0]]  # a task for it would cost as much as many a tool
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))

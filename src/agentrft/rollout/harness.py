@@ -6,6 +6,7 @@ per spec, one `Session` per rollout.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import is_
 
 from agentrft.core.errors import ConfigError, UserError
 from agentrft.core.spec import AgentSpec, Rendering, ToolView
@@ -36,10 +37,22 @@ class Harness:
         self.spec = spec
         self.spec_hash = spec.hash
         self.pool = DemonstrationPool(spec.shown)
+        self._names = Names((), {})
 
     def session(self, task: Task, offered: Sequence[ToolSpec]) -> "Session":
         """Begin a rollout of this task. Raises UserError if task or spec name unknown tools."""
         return Session(self, task, offered)
+
+    def names(self, tools: Sequence[ToolSpec]) -> Names:
+        """Return what the model calls these tools, the same object as for the rollout before.
+
+        Raises ConfigError if the spec gives two of them one name.
+        """
+        known = [form.canonical for form in self._names.forms.values()]
+        # By identity: comparing schemas would not tell 1 from True.
+        if len(known) != len(tools) or not all(map(is_, known, tools)):
+            self._names = Names(tools, self.spec.tools)
+        return self._names
 
     def conversation(
         self, task: Task, offered: Sequence[ToolSpec], messages: Sequence[Message]
@@ -70,8 +83,8 @@ class Session:
         exposed = visible_tools(offered, task, spec.tools)
         self.canonical_tools = _retrieved(exposed, spec, request(task.messages))
         """Tools of this rollout under their own names."""
-        self._names = Names(self.canonical_tools, spec.tools)
-        self.tools = tuple(form.shown for form in self._names.forms.values())
+        self._names = harness.names(self.canonical_tools)
+        self.tools = self._names.shown
         self.recorded_prompt = prompt_messages(spec.system, task.messages)
         """System text and task messages, canonical and without demonstrations."""
         self._ids = IdShortener()

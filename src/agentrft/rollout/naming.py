@@ -148,12 +148,14 @@ class ToolForm:
 
 
 class Names:
-    """The map of one rollout's tools. Raises ConfigError if it is not one to one."""
+    """The map of a rollout's tools. Raises ConfigError if it is not one to one."""
 
     def __init__(self, tools: Sequence[ToolSpec], views: Mapping[str, ToolView]) -> None:
         self.forms = {
             spec.name: tool_form(spec, views.get(spec.name, ToolView())) for spec in tools
         }
+        self.shown = tuple(form.shown for form in self.forms.values())
+        """Tools as the model is told about them."""
         self.by_shown: dict[str, ToolForm] = {}
         for form in self.forms.values():
             other = self.by_shown.setdefault(form.shown.name, form)

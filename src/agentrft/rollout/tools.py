@@ -122,8 +122,9 @@ def read_object(text: str) -> dict[str, Any]:
     Stricter than `json`: NaN and halves of characters are not JSON, whatever Python thinks.
     """
     try:
-        given = json.loads(text or "{}", parse_constant=_refuse_constant)
-        json.dumps(given, ensure_ascii=False).encode()
+        given = _DECODER.decode(text or "{}")
+        if "\\u" in text or not text.isascii():
+            json.dumps(given, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ArgumentsError(f"the arguments are not valid JSON ({error})") from None
     if not isinstance(given, dict):
@@ -133,6 +134,10 @@ def read_object(text: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
+
+
+# Of its own, for `json.loads` makes a new one whenever it is given more than the text.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def describe_tool(method: ToolMethod, owner: str) -> PythonTool:
