@@ -12,6 +12,7 @@ from pathlib import Path
 
 import desk_rollouts
 import generation
+import gpu
 import growth
 import learning
 import orchestration
@@ -25,6 +26,7 @@ PARTS = {
     "learning": learning.measure,
     "orchestration": orchestration.measure,
     "growth": growth.measure,
+    "gpu": gpu.measure,
 }
 
 
@@ -40,6 +42,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=2, help="trainings per system (learning)")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="of the part gpu alone"
+    )
     parser.add_argument("--environments", type=Path, default=ROOT / ".bench")
     given = parser.parse_args()
     setting = Setting(
@@ -48,6 +53,7 @@ def main() -> None:
         threads=given.threads,
         rounds=2 if given.quick else given.rounds,
         seeds=given.seeds,
+        gpu=given.device,
         quick=given.quick,
     )
     for part in given.parts or PARTS:

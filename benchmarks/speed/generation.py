@@ -123,7 +123,7 @@ def _floor_s(
     reads less than a tenth of what the weights are.
     """
     weights = setting.model.parameters
-    common = min(_common(asked[0], other) for other in asked)
+    common = min(common_tokens(asked[0], other) for other in asked)
     computed = common + sum(len(prompt) - common for prompt in asked)
     floors: list[float] = []
     for one in machine:
@@ -135,7 +135,8 @@ def _floor_s(
     return floors
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_tokens(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many tokens two prompts begin with alike."""
     same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
     return min(len(a), len(b)) if same is None else same
 

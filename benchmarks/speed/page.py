@@ -220,6 +220,59 @@ def growth(found: Result) -> tuple[str, Charts]:
     return "\n\n".join(parts), {"speed-growth.svg": drawn}
 
 
+def gpu(found: Result) -> tuple[str, Charts]:
+    results, step = found["results"], found["training"]
+    names = list(results[0]["tokens_per_s"])
+    counts = [str(one["sequences"]) for one in results]
+    head = [
+        "sequences",
+        *(f"{name}, tok/s" for name in names),
+        *(f"ours / {name}" for name in names[1:]),
+        *_CEILINGS,
+    ]
+    rows = [
+        [
+            count,
+            *(_spread(one["tokens_per_s"].get(name)) for name in names),
+            *_against(one, names),
+            *_ceilings(one),
+        ]
+        for count, one in zip(counts, results, strict=True)
+    ]
+    trained = _table(
+        ["group", "prompt:completion", "tok/s", "GB on the device", *_CEILINGS],
+        [
+            [
+                str(step["group_size"]),
+                _shape(step),
+                _spread(step["tokens_per_s"]),
+                _gigabytes(step["device_peak_bytes"]),
+                *_ceilings(step),
+            ]
+        ],
+    )
+    drawn = bars(
+        "Tokens per second on the GPU",
+        counts,
+        {name: [one["tokens_per_s"].get(name) for one in results] for name in names},
+        "sequences at once",
+    )
+    about = f"{found['tokens']} tokens sampled per sequence:"
+    return (
+        f"{about}\n\n{_table(head, rows)}\n\nOne optimizer step:\n\n{trained}",
+        {"speed-gpu.svg": drawn},
+    )
+
+
+_CEILINGS = ["TFLOP/s of products", "GB/s copied", "seconds / floor"]
+
+
+def _ceilings(one: Result) -> Iterator[str]:
+    yield _spread(one["machine_flops_per_s"], 0, 1e-12)
+    yield _spread(one["machine_bytes_per_s"], 0, 1e-9)
+    yield _spread(one["seconds_to_floor"], 2)
+
+
 PARTS: Mapping[str, Callable[[Result], tuple[str, Charts]]] = {
     "generation": generation,
     "rollouts": rollouts,
@@ -227,7 +280,9 @@ PARTS: Mapping[str, Callable[[Result], tuple[str, Charts]]] = {
     "learning": learning,
     "orchestration": orchestration,
     "growth": growth,
+    "gpu": gpu,
 }
+_NOT_MEASURED = {"gpu": "Not measured yet: no GPU was at hand."}
 
 
 def main() -> None:
@@ -247,7 +302,7 @@ def main() -> None:
     text = page.read_text(encoding="utf-8")
     for part, written in PARTS.items():
         file = RESULTS / f"speed-{part}{'-quick' if given.quick else ''}.json"
-        body = "Not measured yet."
+        body = _NOT_MEASURED.get(part, "Not measured yet.")
         if file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))
             told, charts = written(found)

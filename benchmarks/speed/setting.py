@@ -32,6 +32,8 @@ class Setting:
     rounds: int
     quick: bool
     """Sizes that end in minutes; such results are not to be quoted."""
+    gpu: str = "cuda"
+    """Device of the part that measures a GPU; the others stay on the processor."""
     seeds: int = 2
     """Trainings of each system where there is something to learn."""
 
@@ -60,7 +62,12 @@ class Setting:
             name,
             script,
             python=python,
-            settings={"model": str(self.model.folder), "threads": self.threads, **settings},
+            settings={
+                "model": str(self.model.folder),
+                "threads": self.threads,
+                "device": "cpu",
+                **settings,
+            },
             log=self.home / "bench" / f"{name.replace(' ', '-')}.log",
             environment=variables,
         )

@@ -73,17 +73,19 @@ def shapes(*, quick: bool) -> list[Shape]:
 
 def measure(setting: Setting) -> None:
     """Run the part and write `speed-training.json`."""
-    adapter = _adapter(setting)
+    adapter = adapter_of(setting)
     results = [_measured(setting, shape, adapter) for shape in shapes(quick=setting.quick)]
     setting.write("training", {"micro_batch_tokens": MICRO_BATCH_TOKENS, "results": results})
 
 
-def _adapter(setting: Setting) -> Path:
+def adapter_of(setting: Setting) -> Path:
     """Return an adapter, made once, whose both factors have gradients: a fresh one's B is zero."""
     folder = setting.home / "bench" / "adapter"
     if not folder.exists():
         config = TrainerConfig(
-            optimizer=Optimizer(learning_rate=1e-3, warmup_steps=0), threads=setting.threads
+            optimizer=Optimizer(learning_rate=1e-3, warmup_steps=0),
+            threads=setting.threads,
+            device="cpu",
         )
         trainer = LocalTrainer(
             setting.model.folder, config, loss="cross_entropy", canaries=[], seed=0
@@ -122,7 +124,7 @@ def _measured(setting: Setting, shape: Shape, adapter: Path) -> dict[str, Any]:
             setting.contender("machine", "floor.py", {}),
         ]
     )
-    batch = _batch(contenders[0], shape)
+    batch = batch_for(contenders[0], shape)
 
     def ask(contender: Contender, _number: int) -> Taken:
         return contender.ask("measure") if contender.name == "machine" else contender.ask(**batch)
@@ -133,7 +135,7 @@ def _measured(setting: Setting, shape: Shape, adapter: Path) -> dict[str, Any]:
     return _result(setting, shape, taken)
 
 
-def _batch(ours: Contender, shape: Shape) -> dict[str, Any]:
+def batch_for(ours: Contender, shape: Shape) -> dict[str, Any]:
     """Return groups of random tokens with random advantages, scored once by our trainer."""
     draw = random.Random(0)
     sequences: list[list[int]] = []

@@ -14,7 +14,11 @@ from agentrft.inference.embedded.engine import EmbeddedEngine
 
 
 def prepare(settings: Mapping[str, Any]) -> Mapping[str, Handler]:
-    config = EngineConfig(threads=settings["threads"], max_sequences=settings["most_sequences"])
+    config = EngineConfig(
+        threads=settings["threads"],
+        max_sequences=settings["most_sequences"],
+        device=settings["device"],
+    )
     engine = EmbeddedEngine(
         Path(settings["model"]), config, max_context_tokens=settings["context_tokens"]
     )

@@ -21,6 +21,7 @@ COUNTED = ("prefilled_tokens", "cached_tokens", "sampled_tokens", "decode_steps"
 def prepare(settings: Mapping[str, Any]) -> Mapping[str, Handler]:
     config = EngineConfig(
         threads=settings["threads"],
+        device=settings["device"],
         max_sequences=settings["most_sequences"],
         cached_sequences=settings["most_sequences"],
     )

@@ -22,7 +22,7 @@ def prepare(settings: Mapping[str, Any]) -> Mapping[str, Handler]:
     project = open_project(Path(settings["project"]))
     folder = Path(settings["model"])
     renderer = load_renderer(folder)
-    config = EngineConfig(threads=settings["threads"])
+    config = EngineConfig(threads=settings["threads"], device=settings["device"])
     limit = project.spec.limits.max_context_tokens
     engine = EmbeddedEngine(folder, config, max_context_tokens=limit)
     setup = project.setup(TokenSpeaker(engine, renderer))

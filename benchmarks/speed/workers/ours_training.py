@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from worker import Handler, serve
 
 from agentrft.core.sample import Sample
@@ -20,6 +21,7 @@ def prepare(settings: Mapping[str, Any]) -> Mapping[str, Handler]:
             loss=Loss(tokens_per_sequence=own),
             micro_batch_tokens=settings["micro_batch_tokens"],
             threads=settings["threads"],
+            device=settings["device"],
         ),
         loss="policy_gradient",
         canaries=[],
@@ -49,7 +51,8 @@ def prepare(settings: Mapping[str, Any]) -> Mapping[str, Handler]:
             )
         metrics = trainer.step(samples)
         names = ("loss", "gradient_norm", "computed_tokens", "micro_batches")
-        return {name: metrics[name] for name in names}
+        peak = torch.cuda.max_memory_allocated() if settings["device"] == "cuda" else 0
+        return {name: metrics[name] for name in names} | {"device_peak_bytes": peak}
 
     return {"score": score, "step": step}
 

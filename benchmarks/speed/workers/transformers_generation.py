@@ -15,6 +15,7 @@ def prepare(settings: Mapping[str, Any]) -> Mapping[str, Handler]:
     model = AutoModelForCausalLM.from_pretrained(
         settings["model"], dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
+    model.to(settings["device"])
 
     def asked(tokens: int) -> GenerationConfig:
         return GenerationConfig(
@@ -37,7 +38,11 @@ def prepare(settings: Mapping[str, Any]) -> Mapping[str, Handler]:
         mask = torch.tensor(
             [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         )
-        out = model.generate(ids, attention_mask=mask, generation_config=asked(tokens))
+        out = model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=asked(tokens),
+        )
         return {"tokens": (out.shape[1] - longest) * len(prompts)}
 
     @torch.inference_mode()
