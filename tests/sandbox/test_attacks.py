@@ -5,6 +5,8 @@ Each is also run in a host without one, where it must succeed: what never works 
 
 import asyncio
 import dataclasses
+import gc
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from attacks.attack import Attack, Outcome
 from attacks.catalogue import ATTACKS, GROUPS
 from attacks.runner import attacked, unleashed
-from attacks.world import World
+from attacks.world import MemoryPeak, World
 
 from agentrft.core.config import SandboxConfig
 from agentrft.core.errors import ConfigError
@@ -82,6 +84,20 @@ def test_every_attack_succeeds_where_there_is_no_sandbox(
     if not evidence and attack.needs_root and told.startswith(("EPERM", "EACCES")):
         pytest.skip(f"root of this machine may not do it either: {told}")
     assert evidence, outcome.results
+
+
+def test_growth_shows_although_the_kernel_takes_pages_of_files_back(tmp_path: Path) -> None:
+    size = 128 << 20
+    (tmp_path / "file").write_bytes(bytes(size))
+    gc.collect()  # no garbage of other tests leaves meanwhile
+    with (tmp_path / "file").open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    with mapped:
+        assert not any(mapped[:: mmap.PAGESIZE])  # its pages count as this process's
+        peak = MemoryPeak()
+        mapped.madvise(mmap.MADV_DONTNEED)
+        held = b"x" * size
+        assert peak.grown_bytes() > len(held) // 2
 
 
 def test_this_machine_offers_a_level() -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,14 @@ class Live:
     home: Home
     url: str
     token: str
+    clients: ExitStack
+    """Closes the clients: the garbage collector may take a socket before what would close it."""
 
     def client(self, token: str = "") -> openai.OpenAI:
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=token or self.token, max_retries=0, timeout=20
+        return self.clients.enter_context(
+            openai.OpenAI(
+                base_url=f"{self.url}/v1", api_key=token or self.token, max_retries=0, timeout=20
+            )
         )
 
     def async_client(self) -> openai.AsyncOpenAI:
@@ -47,16 +51,20 @@ def live_server(folder: Path, chat: Chat, **settings: Any) -> Iterator[Live]:
         app, host="127.0.0.1", port=0, log_level="error", ws="none", timeout_graceful_shutdown=2
     )
     server = uvicorn.Server(config)
-    bound = config.bind_socket()
-    thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
-    thread.start()
-    try:
-        token = home.access.create_token("default", Role.SUBMIT, "test")[1]
-        yield Live(home=home, url=f"http://127.0.0.1:{bound.getsockname()[1]}", token=token)
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
-        home.close()
+    # The server closes its socket only if it came up before it was asked to end.
+    with closing(config.bind_socket()) as bound:
+        bound.listen()  # whoever is faster than the thread waits and is not refused
+        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+        thread.start()
+        try:
+            token = home.access.create_token("default", Role.SUBMIT, "test")[1]
+            url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+            with ExitStack() as clients:
+                yield Live(home=home, url=url, token=token, clients=clients)
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+            home.close()
 
 
 def assert_nothing_unknown(model: BaseModel, *known: str) -> None:
