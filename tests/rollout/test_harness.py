@@ -150,6 +150,20 @@ def test_a_spec_that_names_an_unknown_tool_is_refused(spec: AgentSpec, named: st
         rolled_out(spec)
 
 
+def test_rollouts_of_the_same_tools_share_their_names_and_others_have_their_own() -> None:
+    offered = tool_specs(Desk)
+    harness = Harness(AgentSpec(tools={"get_order": RENAMED}))
+    whole = harness.session(a_task(), offered)
+    assert harness.session(a_task(), offered).tools is whole.tools
+    # The default is 1 here and true there, which compare as equal.
+    one, true = (
+        replace(offered[0], parameters={**offered[0].parameters, "default": value})
+        for value in (1, True)
+    )
+    told = [harness.session(a_task(), (tool, *offered[1:])).tools[0] for tool in (one, true)]
+    assert [tool.parameters["default"] is True for tool in told] == [False, True]
+
+
 def test_retrieved_tools_are_the_nearest_to_the_request_and_those_always_kept() -> None:
     spec = AgentSpec(exposure=Exposure(mode="retrieved", most=2, always=("broken",)))
     _, prompt, saw = rolled_out(spec, calls(GET), asked="please look up my order")
