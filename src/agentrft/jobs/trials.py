@@ -41,7 +41,7 @@ class StoredTrials:
     """Fills `Trials`: rollouts of one run, in its store and its ledger."""
 
     def __init__(
-        self, job: Job, setup: RolloutSetup, *, rollouts: int, minutes: float, concurrency: int
+        self, job: Job, setup: RolloutSetup, *, rollouts: float, minutes: float, concurrency: int
     ) -> None:
         """Find what earlier processes of this run have done.
 
