@@ -2,6 +2,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+from byte_chat import says
 from search_project import a_project
 from test_improve import a_job
 from tuning import FakeModel
@@ -30,7 +31,7 @@ def test_rollouts_that_infrastructure_spoils_do_not_end_a_retest(tmp_path: Path)
     )
     job = a_job(Home.open(tmp_path / "home"), project)
     after = Checkpoint(run_id=job.run.id, step=1, path="", policy_version=1)
-    serve = FakeModel(before=spoils_thirty)
+    serve = FakeModel(before=spoils_thirty, script=lambda _: says("yes"))
     with serve(replace(project, spec=changed), job.home, trained=True) as model:
         spec, found = asyncio.run(retest(job, model, "warm start", after, project.spec))
     assert len(lost) == 30
