@@ -1,6 +1,7 @@
 """Token trees hold every sample exactly, and micro-batches keep their budget."""
 
 from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 import tiny_training
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from agentrft.core.sample import Sample
 from agentrft.training import pack as packing
 from agentrft.training.credit import imitation
-from agentrft.training.pack import MicroBatch, pack
+from agentrft.training.pack import Branch, MicroBatch, pack
 
 COMMON = tuple(range(100, 140))
 
@@ -21,14 +22,15 @@ def _sample(ids: tuple[int, ...], actions: int, name: str = "") -> Sample:
     return imitation(ids, mask, name)
 
 
+first = attrgetter("first")
+
+
 def _visible(batch: MicroBatch, place: int) -> list[tuple[int, int]]:
     """Return position and token of everything the token at `place` attends to, itself included."""
-    seen = list(range(min(place + 1, batch.root_tokens)))
-    if place >= batch.root_tokens:
-        flat = int(batch.unpad_U[place - batch.root_tokens])
-        branch, query = divmod(flat, batch.query_RS.shape[1])
-        assert int(batch.query_RS[branch, query]) == place
-        seen += batch.key_RK[branch][batch.visible_RSK[branch, query]].tolist()
+    (own,) = (branch for branch in batch.branches if branch.first <= place < branch.last)
+    above = [branch for branch in batch.branches if branch.last <= place < branch.end]
+    seen = [p for branch in sorted(above, key=first) for p in range(branch.first, branch.last)]
+    seen += range(own.first, place + 1)
     return [(int(batch.position_ids_T[p]), int(batch.token_ids_T[p])) for p in seen]
 
 
@@ -66,7 +68,7 @@ def test_what_all_share_is_computed_once_and_so_is_what_a_group_shares() -> None
         _sample((*group, 7, 8), 1),
     ]
     (batch,) = pack(made, budget_tokens=1000)
-    assert batch.root_tokens == len(COMMON)
+    assert min(batch.branches, key=first) == Branch(0, len(COMMON), batch.computed_tokens)
     assert batch.computed_tokens == len(COMMON) + 3 + 30 + 2 + 2
     assert batch.sample_tokens == 43 + 72 + 72
 
@@ -88,7 +90,7 @@ def test_a_step_is_split_into_even_parts_for_its_lanes() -> None:
 def test_without_sharing_the_budget_counts_padding() -> None:
     made = [_sample(tuple(range(1, 1 + length)), 1) for length in (10, 10, 30)]
     batches = list(pack(made, budget_tokens=60, share=False))
-    assert [tuple(batch.query_RS.shape) for batch in batches] == [(2, 10), (1, 30)]
+    assert [len(batch.branches) for batch in batches] == [2, 1]
 
 
 def test_identical_samples_cost_one() -> None:
@@ -126,7 +128,7 @@ def test_short_common_beginnings_are_not_worth_a_branch() -> None:
     assert packing.SMALLEST_SHARED_TOKENS == pytest.approx(16)
     made = [_sample((*COMMON[:15], n, n), 1) for n in (1, 2)]
     (batch,) = pack(made, budget_tokens=1000)
-    assert (batch.root_tokens, batch.computed_tokens) == (0, 34)
+    assert batch.branches == (Branch(0, 17, 17), Branch(17, 34, 34))
 
 
 @pytest.mark.parametrize("share", [True, False])

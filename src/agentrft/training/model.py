@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from agentrft.core.errors import ModelError, boundary
 from agentrft.training.decoder import Decoder
@@ -58,15 +59,11 @@ class LanguageModel:
 
     def _padded_hidden(self, batch: MicroBatch) -> Tensor:
         """Rows are whole samples here, as `pack(share=False)` lays them out."""
-        rows, longest = batch.query_RS.shape
-        real_RS = torch.zeros(rows * longest, dtype=torch.long, device=batch.query_RS.device)
-        real_RS[batch.unpad_U] = 1
-        output = self.backbone(
-            input_ids=batch.token_ids_T[batch.query_RS],
-            attention_mask=real_RS.view(rows, longest),
-            use_cache=False,
-        )
-        return output.last_hidden_state.flatten(0, 1).index_select(0, batch.unpad_U)
+        rows = [batch.token_ids_T[branch.first : branch.last] for branch in batch.branches]
+        input_ids = pad_sequence(rows, batch_first=True)
+        real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        output = self.backbone(input_ids=input_ids, attention_mask=real, use_cache=False)
+        return output.last_hidden_state[real.bool()]
 
 
 def load_causal(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:

@@ -1,8 +1,7 @@
 """Samples to micro-batches. Token sequences become a tree: what several samples begin with is kept
 once, so it is computed once, and no linear layer sees padding. Knows tokens, not models.
 
-Shapes: T tokens of the tree, R branches below its root, S longest branch, K longest branch with its
-ancestors below the root, U tokens below the root, A action tokens, M distinct predictions among them.
+Shapes: T tokens of the tree, A action tokens, M distinct predictions among them, N samples.
 """
 
 import math
@@ -20,23 +19,26 @@ SMALLEST_SHARED_TOKENS = 16
 """Shorter common beginnings are repeated: a branch of their own would cost more than it saves."""
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Tokens that the same samples share: places `first` to `last`. Up to `end` lies what is below."""
+
+    first: int
+    last: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
     """Samples that pass through the model together.
 
-    Tokens lie branch by branch, the root first. The root is what all samples share, maybe nothing.
+    Tokens lie branch by branch, each before those below it.
     """
 
     token_ids_T: Tensor
     position_ids_T: Tensor
-    query_RS: Tensor
-    """Place of each token of a branch; padding repeats the branch's first token."""
-    key_RK: Tensor
-    """Places a branch may look at below the root, ancestors first; padding repeats the first."""
-    visible_RSK: Tensor
-    """Whether the query may look at the key; a padding query looks at nothing."""
-    unpad_U: Tensor
-    """Which of the R*S queries are no padding, in token order."""
+    branches: tuple[Branch, ...]
+    """Each after those below it."""
     predictor_M: Tensor
     """Place of the token whose hidden state predicts; may lie in a shared branch."""
     target_M: Tensor
@@ -49,7 +51,6 @@ class MicroBatch:
     """Which sample the action token belongs to, an index into `order`."""
     pair_N: Tensor
     """Which pair a sample belongs to; without one it is a pair of its own."""
-    root_tokens: int
     order: tuple[int, ...]
     """Places of these samples in the sequence that was packed."""
     sample_tokens: int
@@ -137,46 +138,44 @@ class _Tree:
     def __init__(self) -> None:
         self.token_ids: list[int] = []
         self.position_ids: list[int] = []
-        self.branches: list[tuple[int, list[int]]] = []
-        """How many tokens a branch adds, and the places from the root to its end."""
+        self.branches: list[Branch] = []
         self.paths: list[list[int]] = []
         """Places of each sequence's tokens."""
 
     def add(self, ids: Sequence[int], start: int, path: list[int]) -> list[int]:
-        """Add a branch that continues `path` at position `start`; return the longer path."""
+        """Add tokens that continue `path` at position `start`; return the longer path."""
         first = len(self.token_ids)
         self.token_ids += ids
         self.position_ids += range(start, start + len(ids))
-        path = [*path, *range(first, first + len(ids))]
-        self.branches.append((len(ids), path))
-        return path
+        return [*path, *range(first, first + len(ids))]
 
     def grow(self, sequences: Sequence[tuple[int, ...]], start: int, path: list[int]) -> None:
         """Add sorted sequences, of which `path` holds everything before position `start`."""
         first, last = sequences[0], sequences[-1]
         end = _common(first, last)
+        branch = len(self.token_ids)
         if first == last or end - start >= SMALLEST_SHARED_TOKENS:
-            path = self.add(first[start:end], start, path) if end > start else path
+            path = self.add(first[start:end], start, path)
             start = end
+        own = len(self.token_ids)
         if first == last:
             self.paths += [path] * len(sequences)
-            return
-        for _, same in groupby(sequences, key=lambda ids: ids[end : end + 1]):
-            self.grow(list(same), start, path)
+        else:
+            for _, same in groupby(sequences, key=lambda ids: ids[end : end + 1]):
+                self.grow(list(same), start, path)
+        if own > branch:
+            self.branches.append(Branch(branch, own, len(self.token_ids)))
 
 
 def _micro_batch(samples: Sequence[Sample], order: Sequence[int], *, share: bool) -> MicroBatch:
     order = sorted(order, key=lambda place: samples[place].token_ids)
     sequences = [samples[place].token_ids for place in order]
     tree = _Tree()
-    root_tokens = 0
     if share:
         tree.grow(sequences, 0, [])
-        if all(path[0] == 0 for path in tree.paths):
-            root_tokens, _ = tree.branches.pop(0)
     else:
-        tree.paths = [tree.add(ids, 0, []) for ids in sequences]
-    query_RS, key_RK, visible_RSK, unpad_U = _branch_places(tree.branches, root_tokens)
+        for ids in sequences:
+            tree.grow([ids], 0, [])
     actions = [
         (index, samples[place], position, path[position - 1])
         for index, (place, path) in enumerate(zip(order, tree.paths, strict=True))
@@ -193,10 +192,7 @@ def _micro_batch(samples: Sequence[Sample], order: Sequence[int], *, share: bool
     return MicroBatch(
         token_ids_T=torch.tensor(tree.token_ids),
         position_ids_T=torch.tensor(tree.position_ids),
-        query_RS=query_RS,
-        key_RK=key_RK,
-        visible_RSK=visible_RSK,
-        unpad_U=unpad_U,
+        branches=tuple(tree.branches),
         predictor_M=_long(predictor for predictor, _, _ in predictions),
         target_M=_long(target for _, target, _ in predictions),
         temperatures_M=_float(temperature for _, _, temperature in predictions),
@@ -207,35 +203,9 @@ def _micro_batch(samples: Sequence[Sample], order: Sequence[int], *, share: bool
         advantages_A=_float(sample.advantages[position] for _, sample, position, _ in actions),
         sample_A=_long(index for index, _, _, _ in actions),
         pair_N=_long(pair_numbers[pair] for pair in pairs),
-        root_tokens=root_tokens,
         order=tuple(order),
         sample_tokens=sum(map(len, sequences)),
     )
-
-
-def _branch_places(
-    branches: Sequence[tuple[int, list[int]]], root_tokens: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return query_RS, key_RK, visible_RSK and unpad_U of the branches below the root."""
-    queries = [path[-own:] for own, path in branches]
-    keys = [path[root_tokens:] for _, path in branches]
-    longest_query = max(map(len, queries), default=0)
-    longest_key = max(map(len, keys), default=0)
-    query_RS = torch.tensor(
-        [[*places, *[places[0]] * (longest_query - len(places))] for places in queries],
-        dtype=torch.long,
-    ).reshape(len(branches), longest_query)
-    key_RK = torch.tensor(
-        [[*places, *[places[0]] * (longest_key - len(places))] for places in keys],
-        dtype=torch.long,
-    ).reshape(len(branches), longest_key)
-    own_R1 = torch.tensor([[len(places)] for places in queries], dtype=torch.long).reshape(-1, 1)
-    seen_R1 = torch.tensor([[len(places)] for places in keys], dtype=torch.long).reshape(-1, 1)
-    place_S = torch.arange(longest_query)
-    real_RS = place_S < own_R1
-    last_RS = torch.where(real_RS, seen_R1 - own_R1 + place_S, -1)
-    visible_RSK = torch.arange(longest_key) <= last_RS[:, :, None]
-    return query_RS, key_RK, visible_RSK, real_RS.flatten().nonzero().flatten()
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
