@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from agentrft.core.errors import StoreError
+from agentrft.core.errors import StoreError, UserError
 from agentrft.core.grade import Grade, GradedTrajectory
 from agentrft.core.run import Event, Method, RolloutRecord, Run, RunStatus
 from agentrft.core.task import Message
@@ -302,3 +302,27 @@ def test_a_signing_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
         (tmp_path / "signing.key").chmod(0o644)
         with pytest.raises(StoreError, match="chmod 600"):
             home.signing_key()
+
+
+def test_two_processes_never_carry_out_the_same_run(tmp_path: Path) -> None:
+    home = Home.open(tmp_path)
+    held = f"""
+from pathlib import Path
+from agentrft.store.home import Home
+with Home.open(Path({str(tmp_path)!r})).at_work("run-1"):
+    print("held", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        message = "another process is carrying out run run-1"
+        with pytest.raises(UserError, match=message), home.at_work("run-1"):
+            pass
+        with home.at_work("run-2"):
+            other.kill()
+            other.wait()
+    with home.at_work("run-1"):
+        pass

@@ -352,9 +352,10 @@ def _finish(
             loop.add_signal_handler(number, ask_to_stop, stop)
         job = start(stop)
         console().print(f"run     {job.run.id}", highlight=False)
-        try:
-            return await work(job)
-        finally:
-            await grading.close()
+        with job.home.at_work(job.run.id):
+            try:
+                return await work(job)
+            finally:
+                await grading.close()
 
     return asyncio.run(main())

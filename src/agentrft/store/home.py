@@ -2,10 +2,14 @@
 
 import base64
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agentrft.core.errors import StoreError
+from filelock import FileLock, Timeout
+
+from agentrft.core.errors import StoreError, UserError
 from agentrft.core.job import Lease
 from agentrft.store.access import Access
 from agentrft.store.catalogue import ModelCatalogue
@@ -94,6 +98,24 @@ class Home:
     def run_folder(self, run_id: str) -> Path:
         """Return a run's folder, made if missing."""
         return _made(self.path / "runs" / run_id)
+
+    @contextmanager
+    def at_work(self, run_id: str) -> Iterator[None]:
+        """Keep other processes from carrying out the same run; the lock ends with the process.
+
+        Raises UserError if one is at it.
+        """
+        lock = FileLock(self.run_folder(run_id) / "at-work.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"another process is carrying out run {run_id}; stop it first, or let it end"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def checkpoints(self, run_id: str) -> Path:
         """Return the folder that holds a run's checkpoints, made if missing."""
