@@ -27,12 +27,13 @@ EVERYTHING = sorted(
 LEAVES = {"core"}
 MAY_IMPORT = {
     "core": set[str](),
+    "kernels": set[str](),
     "store": LEAVES,
-    "inference": LEAVES,
+    "inference": LEAVES | {"kernels"},
     "sandbox": LEAVES,
     "measure": LEAVES,
     "egress": LEAVES,
-    "training": LEAVES,
+    "training": LEAVES | {"kernels"},
     "graders": LEAVES | {"inference", "sandbox", "egress"},
     "rollout": LEAVES | {"inference", "sandbox", "egress"},
     "optimize": LEAVES | {"measure"},
@@ -61,6 +62,7 @@ ONLY_IN = {
     "httpx2": ("egress/", "inference/"),
     "llguidance": ("inference/",),
     "nltk": ("graders/",),
+    "numba": ("kernels/",),
     "prometheus_client": ("server/",),
     "rapidfuzz": ("graders/",),
     "rouge_score": ("graders/",),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agentrft.training.attention import Attended, attend, attend_backward
+from agentrft.training.elementwise import elementwise
 from agentrft.training.pack import MicroBatch
 from agentrft.training.parameters import Gradients, Linear, Trainable, Vector
 
@@ -45,8 +46,8 @@ class _Saved:
     query_HTD: Tensor
     key_GTD: Tensor
     value_GTD: Tensor
-    raw_query_HTD: Tensor | None
-    raw_key_GTD: Tensor | None
+    raw_query_THD: Tensor | None
+    raw_key_TGD: Tensor | None
     """Before their norms, where the family has them."""
     attended: Attended
     middle_TE: Tensor
@@ -61,7 +62,7 @@ class Decoder:
     def __init__(self, causal: Any, trainable: Trainable) -> None:
         backbone = causal.model
         config = causal.config
-        self.epsilon: float = config.rms_norm_eps
+        self.small = elementwise(backbone.embed_tokens.weight.device, config.rms_norm_eps)
         self.head_width: int = backbone.layers[0].self_attn.head_dim
         self.scaling: float = backbone.layers[0].self_attn.scaling
         self.rotary: nn.Module = backbone.rotary_emb
@@ -93,8 +94,7 @@ class Decoder:
     def forward(self, tree: MicroBatch, saved: list[_Saved] | None) -> Tensor:
         """Run all layers and the last norm, appending to `saved` what the backward needs."""
         hidden_TE = F.embedding(tree.token_ids_T, self.embedding)
-        cos_TD, sin_TD = self.rotary(hidden_TE, tree.position_ids_T[None])
-        rotation = cos_TD[0], sin_TD[0]
+        rotation = self._rotation(tree)
         for layer in self.layers:
             hidden_TE = self._layer_forward(layer, hidden_TE, rotation, tree, saved)
         return hidden_TE
@@ -129,21 +129,20 @@ class Decoder:
         query_HTD = input_TE.new_empty(heads, T, D)
         key_GTD = input_TE.new_empty(groups, T, D)
         value_GTD = input_TE.new_empty(groups, T, D)
-        raw_query_HTD = None if layer.query_norm is None else torch.empty_like(query_HTD)
-        raw_key_GTD = None if layer.key_norm is None else torch.empty_like(key_GTD)
+        has_norms = layer.query_norm is not None
+        raw_query_THD = input_TE.new_empty(T, heads, D) if has_norms else None
+        raw_key_TGD = input_TE.new_empty(T, groups, D) if has_norms else None
         for chunk in _chunks(T):
-            normed_CE, _, _ = self.normed(input_TE[chunk], layer.input_norm)
-            turn = rotation[0][chunk], rotation[1][chunk]
-            for linear, norm, raw, target in (
-                (layer.query, layer.query_norm, raw_query_HTD, query_HTD),
-                (layer.key, layer.key_norm, raw_key_GTD, key_GTD),
+            normed_CE = self.small.norm(input_TE[chunk], layer.input_norm.weight)
+            for linear, norm, raw, target, scale in (
+                (layer.query, layer.query_norm, raw_query_THD, query_HTD, self.scaling),
+                (layer.key, layer.key_norm, raw_key_TGD, key_GTD, 1.0),
             ):
-                states = _by_head(linear.apply(normed_CE), D)
+                states_CHD = linear.apply(normed_CE).view(len(normed_CE), -1, D)
                 if norm is not None and raw is not None:
-                    raw[:, chunk] = states
-                    states, _, _ = self.normed(raw[:, chunk], norm)
-                _rotate(states, *turn, out=target[:, chunk])
-            query_HTD[:, chunk] *= self.scaling
+                    raw[chunk] = states_CHD
+                    states_CHD = self._head_norm(states_CHD, norm)
+                self.small.rotate(states_CHD, rotation, chunk.start, scale, target)
             value_GTD[:, chunk] = _by_head(layer.value.apply(normed_CE), D)
         attended = attend(query_HTD, key_GTD, value_GTD, tree)
         middle_TE = torch.empty_like(input_TE)
@@ -153,10 +152,10 @@ class Decoder:
         for chunk in _chunks(T):
             joined_CE = attended.out_HTD[:, chunk].transpose(0, 1).reshape(-1, heads * D)
             torch.add(input_TE[chunk], layer.output.apply(joined_CE), out=middle_TE[chunk])
-            normed_CE, _, _ = self.normed(middle_TE[chunk], layer.feed_norm)
+            normed_CE = self.small.norm(middle_TE[chunk], layer.feed_norm.weight)
             gate_TF[chunk] = layer.gate.apply(normed_CE)
             up_TF[chunk] = layer.up.apply(normed_CE)
-            product_CF = F.silu(gate_TF[chunk]).mul_(up_TF[chunk])
+            product_CF = self.small.gate(gate_TF[chunk], up_TF[chunk])
             torch.add(middle_TE[chunk], layer.down.apply(product_CF), out=output_TE[chunk])
         if saved is not None:
             saved.append(
@@ -165,8 +164,8 @@ class Decoder:
                     query_HTD=query_HTD,
                     key_GTD=key_GTD,
                     value_GTD=value_GTD,
-                    raw_query_HTD=raw_query_HTD,
-                    raw_key_GTD=raw_key_GTD,
+                    raw_query_THD=raw_query_THD,
+                    raw_key_TGD=raw_key_TGD,
                     attended=attended,
                     middle_TE=middle_TE,
                     gate_TF=gate_TF,
@@ -184,13 +183,12 @@ class Decoder:
         sums: Gradients,
     ) -> None:
         """Add the gradients of all weights; `last_TE` is what entered the final norm."""
-        gradient_TE = gradient_TE.clone()
+        last_gradient_TE, gradient_TE = gradient_TE.contiguous(), torch.zeros_like(last_TE)
         for chunk in _chunks(len(gradient_TE)):
-            gradient_TE[chunk] = self._norm_backward(
-                gradient_TE[chunk], last_TE[chunk], self.norm, sums
+            self._norm_backward(
+                last_gradient_TE[chunk], last_TE[chunk], self.norm, sums, gradient_TE[chunk]
             )
-        cos_TD, sin_TD = self.rotary(last_TE, tree.position_ids_T[None])
-        rotation = cos_TD[0], sin_TD[0]
+        rotation = self._rotation(tree)
         for layer in reversed(self.layers):
             gradient_TE = self._layer_backward(
                 layer, gradient_TE, rotation, tree, saved.pop(), sums
@@ -224,27 +222,29 @@ class Decoder:
             saved.attended,
             tree,
         )
-        query_HTD *= self.scaling
         for chunk in _chunks(T):
-            normed_CE, _, _ = self.normed(saved.input_TE[chunk], layer.input_norm)
-            cos_CD, sin_CD = rotation[0][chunk], rotation[1][chunk]
+            normed_CE = self.small.norm(saved.input_TE[chunk], layer.input_norm.weight)
             normed_gradient_CE = torch.zeros_like(normed_CE)
-            for linear, norm, raw, states in (
-                (layer.query, layer.query_norm, saved.raw_query_HTD, query_HTD),
-                (layer.key, layer.key_norm, saved.raw_key_GTD, key_GTD),
-                (layer.value, None, None, value_GTD),
+            for linear, norm, raw, states_HTD, scale in (
+                (layer.query, layer.query_norm, saved.raw_query_THD, query_HTD, self.scaling),
+                (layer.key, layer.key_norm, saved.raw_key_TGD, key_GTD, 1.0),
+                (layer.value, None, None, value_GTD, 1.0),
             ):
-                part = states[:, chunk]
-                if linear is not layer.value:
-                    # Turning back is turning by the negative angle.
-                    part = _rotate(part, cos_CD, -sin_CD, out=torch.empty_like(part))
+                if linear is layer.value:
+                    part_CHD = states_HTD[:, chunk].transpose(0, 1)
+                else:
+                    part_CHD = self.small.rotate_back(states_HTD, rotation, chunk, scale)
                 if norm is not None and raw is not None:
-                    part = self._norm_backward(part, raw[:, chunk], norm, sums)
-                joined = part.transpose(0, 1).reshape(len(normed_CE), -1)
-                linear.add_gradient(normed_CE, joined, sums)
-                normed_gradient_CE.addmm_(joined, linear.weight_OI)
-            gradient_TE[chunk] += self._norm_backward(
-                normed_gradient_CE, saved.input_TE[chunk], layer.input_norm, sums
+                    part_CHD = self._head_norm_backward(part_CHD, raw[chunk], norm, sums)
+                joined_CO = part_CHD.reshape(len(normed_CE), -1)
+                linear.add_gradient(normed_CE, joined_CO, sums)
+                normed_gradient_CE.addmm_(joined_CO, linear.weight_OI)
+            self._norm_backward(
+                normed_gradient_CE,
+                saved.input_TE[chunk],
+                layer.input_norm,
+                sums,
+                gradient_TE[chunk],
             )
         return gradient_TE
 
@@ -253,39 +253,42 @@ class Decoder:
     ) -> None:
         """Add the feed-forward's gradient to `gradient_CE` in place."""
         gate_CF, up_CF = saved.gate_TF[chunk], saved.up_TF[chunk]
-        active_CF = F.silu(gate_CF)
-        layer.down.add_gradient(active_CF * up_CF, gradient_CE, sums)
-        product_gradient_CF = gradient_CE @ layer.down.weight_OI
-        up_gradient_CF = active_CF.mul_(product_gradient_CF)
-        gate_gradient_CF = torch.ops.aten.silu_backward(product_gradient_CF.mul_(up_CF), gate_CF)
-        normed_CE, _, _ = self.normed(saved.middle_TE[chunk], layer.feed_norm)
+        product_CF, gate_gradient_CF, up_gradient_CF = self.small.gate_backward(
+            gradient_CE @ layer.down.weight_OI, gate_CF, up_CF
+        )
+        layer.down.add_gradient(product_CF, gradient_CE, sums)
+        normed_CE = self.small.norm(saved.middle_TE[chunk], layer.feed_norm.weight)
         layer.gate.add_gradient(normed_CE, gate_gradient_CF, sums)
         layer.up.add_gradient(normed_CE, up_gradient_CF, sums)
         normed_gradient_CE = gate_gradient_CF @ layer.gate.weight_OI
         normed_gradient_CE.addmm_(up_gradient_CF, layer.up.weight_OI)
-        gradient_CE += self._norm_backward(
-            normed_gradient_CE, saved.middle_TE[chunk], layer.feed_norm, sums
+        self._norm_backward(
+            normed_gradient_CE, saved.middle_TE[chunk], layer.feed_norm, sums, gradient_CE
         )
 
-    def normed(self, input_CE: Tensor, norm: Vector) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the normed states, and in float32 what they are without weight, and 1 / RMS."""
-        unit_CE = input_CE.to(torch.float32, copy=True)
-        length_C1 = torch.linalg.vector_norm(unit_CE, dim=-1, keepdim=True)
-        inverse_C1 = length_C1.square_().div_(input_CE.shape[-1]).add_(self.epsilon).rsqrt_()
-        unit_CE.mul_(inverse_C1)
-        return unit_CE.to(input_CE.dtype) * norm.weight, unit_CE, inverse_C1
+    def _rotation(self, tree: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of every token's position in float32, (T, D) each."""
+        like = self.embedding.new_empty(0, dtype=torch.float32)
+        cos_1TD, sin_1TD = self.rotary(like, tree.position_ids_T[None])
+        return cos_1TD[0], sin_1TD[0]
+
+    def _head_norm(self, states_CHD: Tensor, norm: Vector) -> Tensor:
+        return self.small.norm(states_CHD.flatten(0, 1), norm.weight).view_as(states_CHD)
+
+    def _head_norm_backward(
+        self, gradient_CHD: Tensor, raw_CHD: Tensor, norm: Vector, sums: Gradients
+    ) -> Tensor:
+        total_CHD = torch.zeros_like(gradient_CHD)
+        self._norm_backward(
+            gradient_CHD.flatten(0, 1), raw_CHD.flatten(0, 1), norm, sums, total_CHD.flatten(0, 1)
+        )
+        return total_CHD
 
     def _norm_backward(
-        self, gradient_CE: Tensor, input_CE: Tensor, norm: Vector, sums: Gradients
-    ) -> Tensor:
-        _, unit_CE, inverse_C1 = self.normed(input_CE, norm)
-        if norm.trains:
-            norm.add_gradient((gradient_CE.float() * unit_CE).flatten(0, -2).sum(0), sums)
-        weighted_CE = (gradient_CE * norm.weight).float()
-        mean_C1 = torch.linalg.vecdot(weighted_CE, unit_CE)[..., None] / input_CE.shape[-1]
-        return (
-            weighted_CE.addcmul_(unit_CE, mean_C1, value=-1.0).mul_(inverse_C1).to(input_CE.dtype)
-        )
+        self, gradient_CE: Tensor, input_CE: Tensor, norm: Vector, sums: Gradients, total_CE: Tensor
+    ) -> None:
+        """Add the gradient of what entered a norm to `total_CE`, and that of its weight to `sums`."""
+        self.small.norm_backward(gradient_CE, input_CE, norm.weight, total_CE, norm.sum(sums))
 
 
 class _DecoderFunction(torch.autograd.Function):
@@ -301,7 +304,7 @@ class _DecoderFunction(torch.autograd.Function):
         ctx.saved, ctx.last_TE = saved, last_TE
         hidden_TE = torch.empty_like(last_TE)
         for chunk in _chunks(len(last_TE)):
-            hidden_TE[chunk], _, _ = decoder.normed(last_TE[chunk], decoder.norm)
+            hidden_TE[chunk] = decoder.small.norm(last_TE[chunk], decoder.norm.weight)
         return hidden_TE
 
     @staticmethod
@@ -317,13 +320,3 @@ def _chunks(tokens: int) -> Iterator[slice]:
 
 def _by_head(states_CE: Tensor, head_width: int) -> Tensor:
     return states_CE.view(len(states_CE), -1, head_width).transpose(0, 1)
-
-
-def _rotate(states_HCD: Tensor, cos_CD: Tensor, sin_CD: Tensor, *, out: Tensor) -> Tensor:
-    """Rotate pairs of a head's halves (RoPE, arXiv 2104.09864, in transformers' layout)."""
-    half = states_HCD.shape[-1] // 2
-    left, right = states_HCD[..., :half], states_HCD[..., half:]
-    cos, sin = cos_CD[:, :half], sin_CD[:, :half]
-    torch.mul(left, cos, out=out[..., :half]).addcmul_(right, sin, value=-1.0)
-    torch.mul(right, cos, out=out[..., half:]).addcmul_(left, sin)
-    return out

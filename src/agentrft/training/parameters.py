@@ -64,10 +64,9 @@ class Vector:
         """Whether gradients are wanted."""
         return self._master is not None
 
-    def add_gradient(self, gradient: Tensor, sums: Gradients) -> None:
-        """Add to the master's gradient."""
-        if self._master is not None:
-            sums.of(self._master).add_(gradient)
+    def sum(self, sums: Gradients) -> Tensor | None:
+        """Return the master's gradient so far, to be added to; None if it does not train."""
+        return None if self._master is None else sums.of(self._master)
 
     def add_rows(self, places_N: Tensor, gradient_NI: Tensor, sums: Gradients) -> None:
         """Add rows of a gradient to the master's, as an embedding needs it."""

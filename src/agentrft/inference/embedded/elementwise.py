@@ -1,95 +1,31 @@
 """What stands between the matrix products of a layer, fused: compiled at first use, kept on disk.
 
 A decode step has few rows, so its small operations cost more to start than to compute: as PyTorch
-runs them they take as long as all matrix products. Numbers are float32 in between whatever they are
-stored as; NumPy has no bfloat16, so its bits pass as 16-bit integers.
+runs them they take as long as all matrix products.
 
 Letters: N packed tokens, E width, F feed-forward, H query heads, K key-value heads, D head size,
 P positions of the tables, R cache rows, T positions of a row, O = (H + 2 K) D.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor
 
 from agentrft.inference.embedded.shape import Shape
+from agentrft.kernels.loops import Floats, Stored, compiled, norm_rows, read, sigmoid, written
 
-Compiled = TypeVar("Compiled", bound=Callable[..., Any])
-Stored = NDArray[Any]
-"""Float32, or bfloat16 as unsigned integers."""
-Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
 
-# Not the whole of fastmath: what is not a number must stay none, or broken weights would go unseen.
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
 
-
-def _compiled(loops: Compiled) -> Compiled:
-    compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)(loops)
-    return cast(Compiled, compiled)
-
-
-def _read(stored: Any) -> Any:
-    """Return a stored number as float32."""
-    raise NotImplementedError(stored)
-
-
-def _written(value: Any, target: Any) -> Any:
-    """Return a float32 as the target stores it, rounded to nearest even."""
-    raise NotImplementedError(value, target)
-
-
-# The variants are told apart while compiling; their parameters must be written as in the originals.
-@overload(_read, inline="always")
-def _compile_read(stored: Any) -> Callable[..., Any]:
-    def widened(stored: Any) -> Any:
-        return np.uint32(np.uint32(stored) << np.uint32(16)).view(np.float32)
-
-    def same(stored: Any) -> Any:
-        return stored
-
-    return widened if isinstance(stored, types.Integer) else same
-
-
-@overload(_written, inline="always")
-def _compile_written(value: Any, target: Any) -> Callable[..., Any]:
-    def rounded(value: Any, target: Any) -> Any:
-        bits = np.float32(value).view(np.uint32)
-        odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
-        return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-
-    def same(value: Any, target: Any) -> Any:
-        return np.float32(value)
-
-    return rounded if isinstance(target.dtype, types.Integer) else same
-
-
-@_compiled
-def _norm(x_NE: Floats, weight_E: Floats, epsilon: float, normed_NE: Stored) -> None:
-    for n in range(x_NE.shape[0]):
-        square = np.float32(0)
-        for e in range(x_NE.shape[1]):
-            square += x_NE[n, e] * x_NE[n, e]
-        inverse = np.float32(1) / np.sqrt(square / np.float32(x_NE.shape[1]) + np.float32(epsilon))
-        for e in range(x_NE.shape[1]):
-            normed_NE[n, e] = _written(x_NE[n, e] * inverse * weight_E[e], normed_NE)
-
-
-@_compiled
+@compiled
 def _add(x_NE: Floats, change_NE: Stored) -> None:
     for n in range(x_NE.shape[0]):
         for e in range(x_NE.shape[1]):
-            x_NE[n, e] += _read(change_NE[n, e])
+            x_NE[n, e] += read(change_NE[n, e])
 
 
-@_compiled
+@compiled
 def _split_heads(
     qkv_NO: Stored,
     position_N: Places,
@@ -109,7 +45,7 @@ def _split_heads(
         for h in range(heads + kv_heads):
             square = np.float32(0)
             for d in range(size):
-                head_D[d] = _read(qkv_NO[n, h * size + d])
+                head_D[d] = read(qkv_NO[n, h * size + d])
                 square += head_D[d] * head_D[d]
             if head_norm_HD.shape[0]:
                 inverse = np.float32(1) / np.sqrt(square / np.float32(size) + np.float32(epsilon))
@@ -120,17 +56,17 @@ def _split_heads(
                 left = head_D[d] * cos_PD[p, d] + head_D[half + d] * sin_PD[p, d]
                 right = head_D[half + d] * cos_PD[p, half + d] + head_D[d] * sin_PD[p, half + d]
                 if h < heads:
-                    q_NHD[n, h, d] = _written(left, q_NHD)
-                    q_NHD[n, h, half + d] = _written(right, q_NHD)
+                    q_NHD[n, h, d] = written(left, q_NHD)
+                    q_NHD[n, h, half + d] = written(right, q_NHD)
                 else:
-                    k_NKD[n, h - heads, d] = _written(left, k_NKD)
-                    k_NKD[n, h - heads, half + d] = _written(right, k_NKD)
+                    k_NKD[n, h - heads, d] = written(left, k_NKD)
+                    k_NKD[n, h - heads, half + d] = written(right, k_NKD)
         for k in range(kv_heads):
             for d in range(size):
                 v_NKD[n, k, d] = qkv_NO[n, (heads + kv_heads + k) * size + d]
 
 
-@_compiled
+@compiled
 def _store(
     keys_PD: Stored, values_PD: Stored, slot_S: Places, key_SD: Stored, value_SD: Stored
 ) -> None:
@@ -142,36 +78,17 @@ def _store(
             values_PD[place, d] = value_SD[s, d]
 
 
-@_compiled
-def _exp_of_negative(x: Any) -> Any:
-    """Return exp(x) for x <= 0 to float32's precision: 2**n times a polynomial (Cephes' expf)."""
-    x = max(x, np.float32(-87))
-    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1)
-    return p * np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
-@_compiled
+@compiled
 def _gate(gate_up_NF: Stored, product_NF: Stored) -> None:
     """SiLU of the first half times the second."""
     width = product_NF.shape[1]
     for n in range(product_NF.shape[0]):
         for f in range(width):
-            gate, up = _read(gate_up_NF[n, f]), _read(gate_up_NF[n, width + f])
-            small = _exp_of_negative(-abs(gate))
-            share = np.float32(1) / (np.float32(1) + small)
-            if gate < 0:
-                share = share * small
-            product_NF[n, f] = _written(gate * share * up, product_NF)
+            gate, up = read(gate_up_NF[n, f]), read(gate_up_NF[n, width + f])
+            product_NF[n, f] = written(gate * sigmoid(gate) * up, product_NF)
 
 
-@_compiled
+@compiled
 def _merge(
     a_NKGD: Stored, lse_a_NKG: Floats, b_NKGD: Stored, lse_b_NKG: Floats, merged_NKGD: Stored
 ) -> None:
@@ -179,14 +96,10 @@ def _merge(
     for n in range(tokens):
         for k in range(kv_heads):
             for g in range(groups):
-                difference = lse_a_NKG[n, k, g] - lse_b_NKG[n, k, g]
-                small = _exp_of_negative(-abs(difference))
-                share = np.float32(1) / (np.float32(1) + small)
-                if difference < 0:
-                    share = share * small
+                share = sigmoid(lse_a_NKG[n, k, g] - lse_b_NKG[n, k, g])
                 for d in range(size):
-                    a, b = _read(a_NKGD[n, k, g, d]), _read(b_NKGD[n, k, g, d])
-                    merged_NKGD[n, k, g, d] = _written(b + share * (a - b), merged_NKGD)
+                    a, b = read(a_NKGD[n, k, g, d]), read(b_NKGD[n, k, g, d])
+                    merged_NKGD[n, k, g, d] = written(b + share * (a - b), merged_NKGD)
 
 
 class FusedElementwise:
@@ -198,7 +111,7 @@ class FusedElementwise:
 
     def norm(self, x_NE: Tensor, weight_E: Tensor, dtype: torch.dtype) -> Tensor:
         normed_NE = torch.empty(x_NE.shape, dtype=dtype)
-        _norm(x_NE.numpy(), weight_E.numpy(), self._shape.norm_eps, _array(normed_NE))
+        norm_rows(x_NE.numpy(), weight_E.numpy(), self._shape.norm_eps, _array(normed_NE))
         return normed_NE
 
     def add(self, x_NE: Tensor, change_NE: Tensor) -> None:

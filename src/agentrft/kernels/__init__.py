@@ -1,0 +1,1 @@
+"""Compiled loops that trainer and engine share. Importing the room compiles nothing."""
