@@ -133,7 +133,7 @@ def straight(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return trained(warm, tmp_path_factory.mktemp("straight"))
 
 
-def test_a_batch_is_the_older_policys_and_the_loss_corrects_for_that(straight: Trained) -> None:
+def test_a_batch_is_from_the_older_policy_and_the_loss_corrects_for_that(straight: Trained) -> None:
     steps = [step.values for step in straight.job.read_all(StepMetrics)]
     assert tuple(step["staleness"] for step in steps) == BEHIND
     records = straight.job.read_all(RolloutRecord)
