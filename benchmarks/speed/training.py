@@ -24,10 +24,10 @@ from agentrft.core.training_config import Optimizer, TrainerConfig
 from agentrft.training.credit import imitation
 from agentrft.training.trainer import LocalTrainer
 
-GROUP_SIZES = (4, 8, 16)
-PROMPT_TO_COMPLETION = (1, 2, 4, 8)
+CONFIGURATIONS = ((4, 4), (8, 4), (16, 4), (8, 1), (8, 2), (8, 8))
+"""Group size, and tokens of a prompt to those of a completion: each varies around (8, 4)."""
 SEQUENCE_TOKENS = 512
-SAMPLES = 32
+SAMPLES = 16
 """Of a step whatever the groups, so that each asks for the same work of who shares nothing."""
 MICRO_BATCH_TOKENS = 2048
 """At once through the model, of everybody."""
@@ -58,7 +58,7 @@ class Shape:
 def shapes(*, quick: bool) -> list[Shape]:
     """Return what is measured."""
     total, samples = (128, 16) if quick else (SEQUENCE_TOKENS, SAMPLES)
-    sizes, parts = ((8,), (4,)) if quick else (GROUP_SIZES, PROMPT_TO_COMPLETION)
+    configurations = ((8, 4),) if quick else CONFIGURATIONS
     return [
         Shape(
             group_size=size,
@@ -66,8 +66,7 @@ def shapes(*, quick: bool) -> list[Shape]:
             prompt_tokens=total - total // (part + 1),
             completion_tokens=total // (part + 1),
         )
-        for size in sizes
-        for part in parts
+        for size, part in configurations
     ]
 
 

@@ -49,7 +49,7 @@ def prepare(settings: Mapping[str, Any]) -> Mapping[str, Handler]:
     project = _project(settings)
     config = project.config.methods.reinforcement
 
-    def learn(folder: str, seed: int) -> Mapping[str, Any]:
+    def learn(folder: str, seed: int, most_seconds: float) -> Mapping[str, Any]:
         home = Home.open(Path(folder))
         job = Job.start(
             home,

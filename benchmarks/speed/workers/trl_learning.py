@@ -12,17 +12,21 @@ from worker import Handler, serve
 
 
 class _Watch(TrainerCallback):
-    """Looks at the clock whenever a step is done, and keeps the adapter every few steps."""
+    """Looks at the clock whenever a step is done, keeps the adapter every few steps, ends in time."""
 
-    def __init__(self, trainer: GRPOTrainer, reward: Reward, folder: Path, every: int) -> None:
-        self._trainer, self._reward, self._folder, self._every = trainer, reward, folder, every
+    def __init__(
+        self, trainer: GRPOTrainer, reward: Reward, folder: Path, *, every: int, most_seconds: float
+    ) -> None:
+        self._trainer, self._reward, self._folder = trainer, reward, folder
+        self._every, self._most_seconds = every, most_seconds
         self.steps: list[dict[str, Any]] = []
         self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         seconds, step = time.perf_counter() - self._began, state.global_step
         adapter = ""
-        if step % self._every == 0:
+        control.should_training_stop |= seconds >= self._most_seconds
+        if step % self._every == 0 or control.should_training_stop:
             adapter = str(self._folder / f"step-{step}")
             self._trainer.save_model(adapter)
         reward = sum(self._reward.scores) / len(self._reward.scores)
@@ -31,7 +35,7 @@ class _Watch(TrainerCallback):
 
 
 def prepare(settings: Mapping[str, Any]) -> Mapping[str, Handler]:
-    def learn(folder: str, seed: int) -> Mapping[str, Any]:
+    def learn(folder: str, seed: int, most_seconds: float) -> Mapping[str, Any]:
         trainer, reward = desk_trainer(
             settings,
             lora=True,
@@ -43,7 +47,9 @@ def prepare(settings: Mapping[str, Any]) -> Mapping[str, Handler]:
             lr_scheduler_type="constant",  # its warm-up begins at 0, which would lose a step
             logging_steps=1,
         )
-        watch = _Watch(trainer, reward, Path(folder), settings["every"])
+        watch = _Watch(
+            trainer, reward, Path(folder), every=settings["every"], most_seconds=most_seconds
+        )
         trainer.add_callback(watch)
         trainer.train()
         return {"steps": watch.steps}
